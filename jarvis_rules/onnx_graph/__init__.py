@@ -1,0 +1,1 @@
+"""The small typed graph builder that exporters write ONNX with."""

@@ -1,0 +1,1 @@
+"""What runs inside Triton: numpy only, imports nothing of the package but itself."""

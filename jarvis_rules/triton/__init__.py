@@ -1,0 +1,1 @@
+"""Triton: model configuration, ensembles, repository lint, server and client."""
