@@ -1,0 +1,43 @@
+"""What the executor tells whoever watches a build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Outcome = Literal["executed", "cached", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ActionStarted:
+    """A tool is about to run."""
+
+    mnemonic: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActionFinished:
+    """An action has a result, or has failed."""
+
+    mnemonic: str
+    target: str
+    outcome: Outcome
+    seconds: float
+
+
+Event = ActionStarted | ActionFinished
+
+
+class EventSink(Protocol):
+    """Receives events, from any thread."""
+
+    def receive(self, event: Event) -> None:
+        """Take one event."""
+
+
+class NoEvents:
+    """Ignores every event."""
+
+    def receive(self, event: Event) -> None:
+        """Ignore the event."""

@@ -1,0 +1,196 @@
+"""Toolchains: what a tool is made of, fingerprinted by content and never by path or version.
+
+The fingerprint covers Python's minor version, the source of every module of ours that the tool
+imports (found by reading the import statements, nothing is executed), the data files that those
+modules declare in `PACKAGE_DATA`, and the installed files of the distributions that they import,
+as the wheels' `RECORD` lists them. Rows of `bin/`, `*.dist-info/` and `*.pyc` are left out: those
+hold install paths. So neither the install location nor the installer nor an unrelated module
+changes a key, and a changed module of the closure does.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jarvis_rules.core.canonical_json import dump_canonical_json
+from jarvis_rules.core.digest import digest_bytes, digest_file
+from jarvis_rules.errors import JarvisBug, ToolchainError
+
+PACKAGE = "jarvis_rules"
+
+# Import name to the distributions that its code comes from, their requirements included.
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
+    "google": ("protobuf",),
+    "jsonschema": (
+        "attrs", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py",
+        "typing-extensions",
+    ),
+    "numpy": ("numpy",),
+    "onnx": ("ml-dtypes", "numpy", "onnx", "protobuf", "typing-extensions"),
+    "onnxruntime": ("flatbuffers", "numpy", "onnxruntime", "packaging", "protobuf"),
+    "rich": ("markdown-it-py", "mdurl", "pygments", "rich"),
+    "tomli": ("tomli",),
+    "tritonclient": (
+        "grpcio", "numpy", "protobuf", "python-rapidjson", "tritonclient", "typing-extensions",
+        "urllib3",
+    ),
+    "xxhash": ("xxhash",),
+    "yaml": ("pyyaml",),
+}  # fmt: skip
+
+# Imported by the runtime inside Triton only: never on the build's side of a tool.
+_RUNTIME_ONLY = frozenset({"triton_python_backend_utils", "jarvis_runtime"})
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """What runs a tool: its kind (export, engine, triton, …), name, and content fingerprint."""
+
+    kind: str
+    name: str
+    fingerprint: str
+    modules: tuple[str, ...] = field(default=(), compare=False)
+    distributions: tuple[str, ...] = field(default=(), compare=False)
+
+
+def find_toolchain(kind: str, tool: str, extra_modules: Iterable[str] = ()) -> Toolchain:
+    """Return the toolchain of `jarvis_rules.tools.<tool>`.
+
+    `extra_modules` are modules that the tool loads by name at run time (a pipeline, an exporter,
+    the runtime files that it copies). ToolchainError where a distribution is not installed.
+    """
+    return _find_toolchain(kind, tool, tuple(sorted(extra_modules)))
+
+
+@functools.cache
+def _find_toolchain(kind: str, tool: str, extra_modules: tuple[str, ...]) -> Toolchain:
+    modules, imports = import_closure((f"{PACKAGE}.tools.{tool}", *extra_modules))
+    distributions = sorted({name for imported in imports for name in _distributions(imported)})
+    document = {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "modules": {name: _module_digest(name) for name in modules},
+        "distributions": {name: _distribution_digest(name) for name in distributions},
+    }
+    fingerprint = digest_bytes(dump_canonical_json(document)).sha256
+    return Toolchain(kind, tool, fingerprint, modules, tuple(distributions))
+
+
+def _distributions(imported: str) -> tuple[str, ...]:
+    if imported in sys.stdlib_module_names or imported in _RUNTIME_ONLY:
+        return ()
+    if imported not in DISTRIBUTIONS:
+        raise JarvisBug(f"import `{imported}` is not in DISTRIBUTIONS of {__name__}")
+    if imported == "tomli" and sys.version_info >= (3, 11):
+        return ()
+    return DISTRIBUTIONS[imported]
+
+
+def import_closure(roots: Iterable[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return our modules that `roots` import, and the top-level names of everything else."""
+    pending, seen, external = list(roots), set[str](), set[str]()
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        ours, others = _imports(name)
+        pending.extend(ours)
+        external |= others
+        parent = name.rpartition(".")[0]
+        if parent:
+            pending.append(parent)
+    return tuple(sorted(seen)), frozenset(external)
+
+
+def _source(module: str) -> Path:
+    root = Path(__file__).parent.parent.joinpath(*module.split(".")[1:])
+    for path in (root.with_suffix(".py"), root / "__init__.py"):
+        if path.is_file():
+            return path
+    raise JarvisBug(f"no source for module {module}")
+
+
+def _exists(module: str) -> bool:
+    root = Path(__file__).parent.parent.joinpath(*module.split(".")[1:])
+    return root.with_suffix(".py").is_file() or (root / "__init__.py").is_file()
+
+
+@functools.cache
+def _imports(module: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the modules of ours and the foreign top-level names that `module` imports."""
+    path = _source(module)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            named.add(base)
+            if base.partition(".")[0] == PACKAGE:
+                members = {f"{base}.{alias.name}" for alias in node.names}
+                named |= {member for member in members if _exists(member)}
+    ours = {name for name in named if name.partition(".")[0] == PACKAGE and _exists(name)}
+    others = {name.partition(".")[0] for name in named} - {PACKAGE, "__future__"}
+    return frozenset(ours), frozenset(others)
+
+
+@functools.cache
+def _module_digest(module: str) -> str:
+    """Return the digest of a module's source and of the data files that it declares."""
+    path = _source(module)
+    source = path.read_bytes()
+    state = hashlib.sha256(source)
+    for pattern in _package_data(source):
+        for file in sorted(path.parent.glob(pattern)):
+            name = file.relative_to(path.parent).as_posix()
+            state.update(f"\0{name}\0{digest_file(file)}".encode())
+    return state.hexdigest()
+
+
+def _package_data(source: bytes) -> tuple[str, ...]:
+    if b"PACKAGE_DATA" not in source:
+        return ()
+    for node in ast.parse(source).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="PACKAGE_DATA")], value=value):
+                return tuple(ast.literal_eval(value))
+    return ()
+
+
+@functools.cache
+def _distribution_digest(name: str) -> str:
+    """Return a digest of a distribution's installed files, from the rows of its `RECORD`."""
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ToolchainError(
+            f"the package `{name}` is not installed in {sys.prefix}",
+            slug="toolchain.missing-package",
+            hint=f"run `pip install {name}`, or install jarvis-rules with its requirements",
+        ) from None
+    rows = []
+    for file in distribution.files or ():
+        path = file.as_posix()
+        if path.startswith("..") or path.endswith(".pyc") or ".dist-info/" in path:
+            continue
+        # A file without a recorded hash (an editable or distribution install) counts by content.
+        if file.hash is not None:
+            rows.append(f"{path} {file.hash.value}")
+        else:
+            rows.append(f"{path} {digest_file(Path(str(distribution.locate_file(file))))}")
+    if not rows:
+        raise ToolchainError(
+            f"the package `{name}` lists no files, so its content cannot be part of a key",
+            slug="toolchain.no-record",
+            hint=f"install it from a wheel: `pip install --force-reinstall {name}`",
+        )
+    return digest_bytes("\n".join(sorted(rows)).encode()).sha256

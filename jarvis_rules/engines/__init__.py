@@ -1,0 +1,1 @@
+"""Engine toolchains: one file each, exposing `ENGINE`."""

@@ -1,0 +1,1 @@
+"""Running actions: content store, action cache, executor, execution log."""

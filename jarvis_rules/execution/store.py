@@ -1,0 +1,202 @@
+"""The content store (CAS) and the action cache (AC): plain files under the cache directory.
+
+`cas/ab/<sha256>` holds a blob, read-only; `ac/ab/<key>.json` an action result. Every write goes
+to a temporary name first and is renamed when it is complete, so readers never see half a blob,
+and any number of processes may write at once. Blobs are verified whenever they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from jarvis_rules.core.action import ActionResult
+from jarvis_rules.core.canonical_json import dump_canonical_json
+from jarvis_rules.core.digest import Digest, digest_bytes, digest_stream
+from jarvis_rules.errors import IntegrityError
+
+
+# Marks a file in an output folder that a killed build left behind.
+UNFINISHED = ".jarvis-unfinished"
+
+
+class BlobMissingError(Exception):
+    """A blob is not in the store, or was damaged and has been removed."""
+
+
+class Store:
+    """The local content store and action cache under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._cas = root / "cas"
+        self._ac = root / "ac"
+        self._tmp = root / "tmp"
+        for folder in (self._cas, self._ac, self._tmp):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned()
+        self._session = self._open_session()
+
+    def _open_session(self) -> Path:
+        """Make this process's scratch folder, marked as in use by a lock that dies with it."""
+        while True:
+            lock = self._tmp / f"{secrets.token_hex(8)}.lock"
+            self._session_lock = lock.open("w")
+            fcntl.flock(self._session_lock, fcntl.LOCK_EX)
+            # Another process may have taken the file for abandoned before it was locked.
+            if lock.exists():
+                session = lock.with_suffix("")
+                session.mkdir()
+                return session
+
+    def _remove_abandoned(self) -> None:
+        """Remove the scratch folders of processes that are gone."""
+        for lock in self._tmp.glob("*.lock"):
+            with contextlib.suppress(OSError), lock.open("r+") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove this process's scratch folder."""
+        shutil.rmtree(self._session, ignore_errors=True)
+        self._session.with_suffix(".lock").unlink(missing_ok=True)
+        self._session_lock.close()
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Yield a private folder on the store's file system, removed afterwards."""
+        folder = Path(tempfile.mkdtemp(dir=self._session))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def path(self, digest: Digest) -> Path:
+        """Return where the blob of `digest` is or would be."""
+        return self._cas / digest.sha256[:2] / digest.sha256
+
+    def has(self, digest: Digest) -> bool:
+        """Return whether a blob of that name and size is present; its bytes are not checked."""
+        try:
+            return self.path(digest).stat().st_size == digest.size
+        except FileNotFoundError:
+            return False
+
+    def put_bytes(self, data: bytes) -> Digest:
+        """Store `data` and return its digest."""
+        digest = digest_bytes(data)
+        if not self.has(digest):
+            with self.scratch() as folder:
+                file = folder / "blob"
+                file.write_bytes(data)
+                self._adopt(file, digest)
+        return digest
+
+    def put_stream(self, stream: BinaryIO) -> Digest:
+        """Store what is left of `stream` and return its digest."""
+        with self.scratch() as folder:
+            file = folder / "blob"
+            with file.open("wb") as out:
+                digest = digest_stream(stream, out)
+            self._adopt(file, digest)
+        return digest
+
+    def put_file(self, path: Path) -> Digest:
+        """Store a copy of the file at `path` and return the digest of what was stored."""
+        with path.open("rb") as stream:
+            return self.put_stream(stream)
+
+    def _adopt(self, file: Path, digest: Digest) -> None:
+        target = self.path(digest)
+        target.parent.mkdir(exist_ok=True)
+        _sync(file)
+        file.chmod(0o444)
+        file.replace(target)
+
+    def read(self, digest: Digest) -> bytes:
+        """Return a verified blob; BlobMissingError where it is absent or damaged."""
+        try:
+            data = self.path(digest).read_bytes()
+        except FileNotFoundError:
+            raise BlobMissingError(str(digest)) from None
+        if digest_bytes(data) != digest:
+            self._discard(digest)
+        return data
+
+    def copy_to(self, digest: Digest, target: Path) -> None:
+        """Write a verified copy of a blob to `target`, atomically.
+
+        BlobMissingError where the blob is absent or damaged; `target` is then left as it was.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent
+        )
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                try:
+                    with self.path(digest).open("rb") as blob:
+                        found = digest_stream(blob, out)
+                except FileNotFoundError:
+                    raise BlobMissingError(str(digest)) from None
+                if found != digest:
+                    self._discard(digest)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _discard(self, digest: Digest) -> None:
+        """Remove a blob whose bytes are not what its name says."""
+        self.path(digest).unlink(missing_ok=True)
+        raise BlobMissingError(str(digest))
+
+    def result(self, key: Digest) -> ActionResult | None:
+        """Return the cached result of an action, if there is one and all its blobs are present."""
+        path = self._ac / key.sha256[:2] / f"{key.sha256}.json"
+        try:
+            result = ActionResult.from_json(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            path.unlink(missing_ok=True)
+            return None
+        return result if all(self.has(digest) for digest in result.outputs.values()) else None
+
+    def put_result(self, key: Digest, result: ActionResult) -> None:
+        """Store the result of an action."""
+        for digest in result.outputs.values():
+            if not self.has(digest):
+                raise IntegrityError(
+                    f"blob {digest} of an action's result is not in the store",
+                    slug="store.incomplete-result",
+                    where=str(self.root),
+                )
+        path = self._ac / key.sha256[:2] / f"{key.sha256}.json"
+        path.parent.mkdir(exist_ok=True)
+        with self.scratch() as folder:
+            file = folder / "result"
+            file.write_bytes(dump_canonical_json(result.to_json()))
+            _sync(file)
+            file.replace(path)
+
+    def forget(self, key: Digest) -> None:
+        """Remove the cached result of an action."""
+        (self._ac / key.sha256[:2] / f"{key.sha256}.json").unlink(missing_ok=True)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,48 @@
+"""What a command needs to run actions: the store, the file digests, an executor."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from jarvis_rules.core.cache_directory import cache_directory
+from jarvis_rules.core.events import EventSink
+from jarvis_rules.execution.execution_log import ExecutionLog
+from jarvis_rules.execution.executor import Executor
+from jarvis_rules.execution.file_digests import FileDigests
+from jarvis_rules.execution.store import UNFINISHED, Store
+
+
+@contextlib.contextmanager
+def open_executor(
+    events: EventSink | None = None, log: ExecutionLog | None = None
+) -> Iterator[Executor]:
+    """Yield an executor over the user's cache directory (`JARVIS_CACHE`, else XDG's)."""
+    root = cache_directory()
+    store, digests = Store(root), FileDigests(root / "file-digests.sqlite")
+    try:
+        yield Executor(store, digests, log, events)
+    finally:
+        digests.close()
+        store.close()
+
+
+@contextlib.contextmanager
+def lock_tree(folder: Path) -> Iterator[None]:
+    """Hold the one lock of an output folder, waiting for another build to end.
+
+    Unfinished files that a killed build left behind are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another build holds {folder}, waiting", file=sys.stderr)  # noqa: T201
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in folder.rglob(f".*{UNFINISHED}"):
+            left.unlink(missing_ok=True)
+        yield

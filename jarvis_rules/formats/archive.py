@@ -1,0 +1,316 @@
+"""The container of `.ejrvs` and `.jmir`: a gzip'd tar, `manifest.yaml` first, flat members.
+
+The layout is that of NVIDIA's EFF archives as far as it is public (`metadata` and `files` in
+`manifest.yaml`). Bytes are deterministic: no times, owners or modes of this machine in the tar,
+and gzip made of stored blocks only, because weights hardly compress and because bytes must not
+depend on a zlib. `docs/reference/archive-format.md` is the specification.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from jarvis_rules.core.canonical_json import dump_canonical_json
+from jarvis_rules.core.digest import CHUNK, Digest, digest_bytes, digest_file
+from jarvis_rules.errors import IntegrityError
+from jarvis_rules.formats.schema import validate
+from jarvis_rules.formats.tar import TarArchive, open_tar
+
+MANIFEST = "manifest.yaml"
+ARCHIVE_VERSION = 1
+_MANIFEST_LIMIT = 16 << 20
+_STORED_BLOCK = 0xFFFF
+# ID, deflate, no flags, no time, no extra flags, unknown operating system (RFC 1952).
+_GZIP_HEADER = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 255])
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member to write: its content is `data`, or the file at `path`."""
+
+    name: str
+    role: str
+    description: str
+    data: bytes | None = None
+    path: Path | None = None
+
+    def digest(self) -> Digest:
+        """Return the digest of the content."""
+        if self.path is not None:
+            return digest_file(self.path)
+        return digest_bytes(self.data or b"")
+
+    def open(self) -> BinaryIO:
+        """Return a stream of the content."""
+        return self.path.open("rb") if self.path is not None else io.BytesIO(self.data or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveManifest:
+    """What is in an archive: `metadata`, and the properties of every member by name."""
+
+    kind: str
+    version: int
+    content_digest: str
+    metadata: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+
+def content_digest(kind: str, members: Mapping[str, tuple[str, Digest]]) -> str:
+    """Return the digest of an archive's content: kind, version, and each member's role and digest."""
+    document = {
+        "kind": kind,
+        "version": ARCHIVE_VERSION,
+        "members": {name: [role, *_pair(digest)] for name, (role, digest) in members.items()},
+    }
+    return digest_bytes(dump_canonical_json(document)).sha256
+
+
+def _pair(digest: Digest) -> tuple[str, int]:
+    return digest.sha256, digest.size
+
+
+def write_archive(
+    path: Path, kind: str, metadata: Mapping[str, Any], members: Iterable[Member]
+) -> ArchiveManifest:
+    """Write an archive of `kind` (`ejrvs` or `jmir`) to `path` and return its manifest.
+
+    Members are written in the order of their names, whatever the order given. `metadata` holds
+    what describes the content; format, version and digests are added here.
+    """
+    ordered = sorted(members, key=lambda member: member.name)
+    digests = {member.name: member.digest() for member in ordered}
+    roles = {member.name: (member.role, digests[member.name]) for member in ordered}
+    document: dict[str, Any] = {
+        "metadata": {
+            **metadata,
+            "archive_format": kind,
+            "archive_version": ARCHIVE_VERSION,
+            "content_digest": content_digest(kind, roles),
+        },
+        "files": {
+            member.name: {
+                "description": member.description,
+                "role": member.role,
+                "binary": True,
+                "encrypted": False,
+                **digests[member.name].to_json(),
+            }
+            for member in ordered
+        },
+    }
+    validate(document, f"{kind}-manifest", str(path))
+    text = yaml.safe_dump(document, allow_unicode=True, width=1 << 30, sort_keys=True)
+    manifest = Member(MANIFEST, "manifest", "", data=text.encode())
+    with path.open("wb") as out:
+        stream = _StoredGzip(out)
+        for member in (manifest, *ordered):
+            digest = digests.get(member.name) or member.digest()
+            _write_member(stream, member, digest)
+        stream.write(bytes(2 * tarfile.BLOCKSIZE))
+        stream.close()
+    return _manifest(document)
+
+
+def _write_member(stream: _StoredGzip, member: Member, digest: Digest) -> None:
+    info = tarfile.TarInfo(member.name)
+    info.size, info.mode, info.mtime = digest.size, 0o644, 0
+    stream.write(info.tobuf(format=tarfile.PAX_FORMAT, encoding="utf-8"))
+    written = 0
+    with member.open() as source:
+        while chunk := source.read(CHUNK):
+            stream.write(chunk)
+            written += len(chunk)
+    if written != digest.size:
+        raise IntegrityError(
+            f"member `{member.name}` changed while it was written", slug="archive.member-changed"
+        )
+    stream.write(bytes(-written % tarfile.BLOCKSIZE))
+
+
+class _StoredGzip:
+    """Writes a gzip stream of stored deflate blocks, each as long as the format allows."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._pending = bytearray()
+        self._crc = 0
+        self._size = 0
+        out.write(_GZIP_HEADER)
+
+    def write(self, data: bytes) -> None:
+        self._crc = zlib.crc32(data, self._crc)
+        self._size += len(data)
+        self._pending += data
+        full = len(self._pending) - len(self._pending) % _STORED_BLOCK
+        # The last block carries the final flag, so one full block is always held back.
+        if full == len(self._pending):
+            full -= _STORED_BLOCK
+        view = memoryview(bytes(self._pending[: max(full, 0)]))
+        for start in range(0, len(view), _STORED_BLOCK):
+            self._block(view[start : start + _STORED_BLOCK], final=False)
+        del self._pending[: len(view)]
+
+    def _block(self, data: bytes | memoryview, final: bool) -> None:
+        self._out.write(struct.pack("<BHH", final, len(data), len(data) ^ 0xFFFF))
+        self._out.write(data)
+
+    def close(self) -> None:
+        self._block(bytes(self._pending), final=True)
+        self._out.write(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
+
+
+class Archive:
+    """An open archive: its manifest, and its members by name."""
+
+    def __init__(self, path: Path, tar: TarArchive) -> None:
+        self.path = path
+        self._tar = tar
+        self._sizes = {member.name: member.size for member in tar.members}
+        self.manifest = self._read_manifest()
+        self._check_members()
+
+    def _read_manifest(self) -> ArchiveManifest:
+        if MANIFEST not in self._sizes:
+            raise IntegrityError(
+                f"no member `{MANIFEST}`, so this is not an `.ejrvs` or `.jmir` archive",
+                slug="archive.missing-manifest",
+                where=str(self.path),
+                hint="make it with `nemo2jarvis` or `jarvis-build`",
+            )
+        if self._sizes[MANIFEST] > _MANIFEST_LIMIT:
+            raise self._error(f"`{MANIFEST}` has {self._sizes[MANIFEST]} bytes", "manifest-size")
+        try:
+            document = yaml.safe_load(bytes(self._view(MANIFEST)))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise self._error(f"`{MANIFEST}` is not YAML: {error}", "manifest-yaml") from None
+        kind = document.get("metadata", {}).get("archive_format") if _is_map(document) else None
+        if kind not in ("ejrvs", "jmir"):
+            raise self._error(
+                f"archive_format is {kind!r}, expected `ejrvs` or `jmir`", "unknown-format"
+            )
+        validate(document, f"{kind}-manifest", f"{self.path}!{MANIFEST}")
+        return _manifest(document)
+
+    def _check_members(self) -> None:
+        listed = set(self.manifest.files) | {MANIFEST}
+        if missing := sorted(listed - set(self._sizes)):
+            raise self._error(f"the manifest lists `{missing[0]}`, which is not there", "missing")
+        if extra := sorted(set(self._sizes) - listed):
+            raise self._error(f"member `{extra[0]}` is not in the manifest", "unlisted")
+        for name, properties in self.manifest.files.items():
+            if properties["size"] != self._sizes[name]:
+                raise self._error(
+                    f"member `{name}` has {self._sizes[name]} bytes, "
+                    f"the manifest says {properties['size']}",
+                    "member-size",
+                )
+        roles = {n: (p["role"], Digest(p["sha256"], p["size"])) for n, p in self.manifest.files.items()}
+        if content_digest(self.manifest.kind, roles) != self.manifest.content_digest:
+            raise self._error("content_digest does not match the members' digests", "content-digest")
+
+    def _view(self, name: str) -> memoryview:
+        member = self._tar.find(name)
+        if member is None:
+            raise self._error(f"no member `{name}`; there are {sorted(self._sizes)}", "missing")
+        return self._tar.view(member)
+
+    def _error(self, message: str, slug: str) -> IntegrityError:
+        return IntegrityError(
+            message,
+            slug=f"archive.{slug}",
+            where=str(self.path),
+            hint="the archive is damaged or was not made by these tools: make it again",
+        )
+
+    def digest(self, member: str) -> Digest:
+        """Return the digest that the manifest gives for a member; IntegrityError if not listed."""
+        properties = self.manifest.files.get(member)
+        if properties is None:
+            raise self._error(f"no member `{member}`; there are {sorted(self._sizes)}", "missing")
+        return Digest(properties["sha256"], properties["size"])
+
+    @contextlib.contextmanager
+    def open(self, member: str) -> Iterator[BinaryIO]:
+        """Yield a stream of a member's bytes, not yet verified against its digest."""
+        with self._view(member) as view:
+            yield io.BufferedReader(_ViewReader(view), CHUNK)
+
+    def read(self, member: str) -> bytes:
+        """Return a member's bytes, verified against its digest."""
+        expected = self.digest(member)
+        with self.open(member) as stream:
+            data = stream.read()
+        if digest_bytes(data) != expected:
+            raise self._error(f"member `{member}` does not match its digest", "member-digest")
+        return data
+
+    def extract(self, member: str, target: Path) -> None:
+        """Write a member to `target`, verified against its digest."""
+        expected = self.digest(member)
+        with self.open(member) as stream, target.open("wb") as out:
+            while chunk := stream.read(CHUNK):
+                out.write(chunk)
+        if digest_file(target) != expected:
+            target.unlink()
+            raise self._error(f"member `{member}` does not match its digest", "member-digest")
+
+
+class _ViewReader(io.RawIOBase):
+    """Reads a memory view as a stream, without copying it whole."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._view[self._at : self._at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+
+def _is_map(document: Any) -> bool:
+    return isinstance(document, dict) and isinstance(document.get("metadata", {}), dict)
+
+
+def _manifest(document: Mapping[str, Any]) -> ArchiveManifest:
+    metadata = dict(document["metadata"])
+    return ArchiveManifest(
+        kind=metadata["archive_format"],
+        version=metadata["archive_version"],
+        content_digest=metadata["content_digest"],
+        metadata=metadata,
+        files=document["files"],
+    )
+
+
+@contextlib.contextmanager
+def open_archive(path: Path, kind: str | None = None) -> Iterator[Archive]:
+    """Open the archive at `path` for reading; `kind` is the format it must have.
+
+    UsageError where the file is missing, IntegrityError where it is not a well-formed archive.
+    """
+    with open_tar(path, "archive") as tar:
+        archive = Archive(path, tar)
+        if kind is not None and archive.manifest.kind != kind:
+            raise IntegrityError(
+                f"this is a `.{archive.manifest.kind}` archive, expected `.{kind}`",
+                slug="archive.wrong-kind",
+                where=str(path),
+                hint="`nemo2jarvis` makes `.ejrvs`, `jarvis-build` makes `.jmir`",
+            )
+        yield archive

@@ -1,0 +1,223 @@
+"""The pipeline document of a `.jmir`: modules, edges, parameters, and where each option came from.
+
+It knows no GPU. `docs/reference/jmir-format.md` is the specification.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jarvis_rules.core.canonical_json import dump_readable_json
+from jarvis_rules.errors import IntegrityError
+from jarvis_rules.formats.archive import Archive
+from jarvis_rules.formats.schema import validate
+
+PIPELINE_MEMBER = "pipeline.json"
+PIPELINE_NODE = "pipeline"
+Scalar = str | int | float | bool | None
+Origin = Literal["default", "derived", "given", "no-effect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A typed tensor without its batch dimension; -1 is a dimension of any size.
+
+    `reshape` is the shape that the module itself sees where Triton needs another one.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    reshape: tuple[int, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document form."""
+        document: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "dims": [*self.dims]}
+        if self.reshape is not None:
+            document["reshape"] = [*self.reshape]
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Tensor:
+        """Return the tensor that `to_json` wrote."""
+        reshape = document.get("reshape")
+        return cls(
+            document["name"],
+            document["dtype"],
+            tuple(document["dims"]),
+            None if reshape is None else tuple(reshape),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One step of a pipeline: a backend of ours or an engine, served as the Triton model `model`.
+
+    `uses` is `backend:<runtime module>` or `engine:<engine name>`; an engine's graph is the
+    member `<engine name>/model_graph.onnx`, and its model is served under the name of what runs
+    it: `jarvis-onnx-<model>`. `files` maps names in the version folder to members of the archive.
+    """
+
+    name: str
+    model: str
+    uses: str
+    max_batch_size: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    instance_group_count: int = 1
+
+    @property
+    def engine(self) -> str | None:
+        """The name of the engine that this module runs, or None."""
+        kind, _, name = self.uses.partition(":")
+        return name if kind == "engine" else None
+
+    @property
+    def backend(self) -> str | None:
+        """The runtime module that this module runs, or None."""
+        kind, _, name = self.uses.partition(":")
+        return name if kind == "backend" else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document form."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "uses": self.uses,
+            "max_batch_size": self.max_batch_size,
+            "instance_group_count": self.instance_group_count,
+            "inputs": [tensor.to_json() for tensor in self.inputs],
+            "outputs": [tensor.to_json() for tensor in self.outputs],
+            "parameters": dict(self.parameters),
+            "files": dict(self.files),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Module:
+        """Return the module that `to_json` wrote."""
+        return cls(
+            name=document["name"],
+            model=document["model"],
+            uses=document["uses"],
+            max_batch_size=document["max_batch_size"],
+            inputs=tuple(Tensor.from_json(tensor) for tensor in document["inputs"]),
+            outputs=tuple(Tensor.from_json(tensor) for tensor in document["outputs"]),
+            parameters=document["parameters"],
+            files=document["files"],
+            instance_group_count=document.get("instance_group_count", 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OptionValue:
+    """An option's value, and whether it was given, derived from the model, or the default."""
+
+    name: str
+    value: Scalar
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class SourceArchive:
+    """What a pipeline was made from."""
+
+    family: str
+    obj_cls: str
+    content_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A whole pipeline: the document of a `.jmir`.
+
+    `edges` are pairs `module.TENSOR` → `module.TENSOR`; the pipeline's own inputs and outputs are
+    those of the node `pipeline`.
+    """
+
+    name: str
+    kind: str
+    language_code: str
+    max_batch_size: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    modules: tuple[Module, ...]
+    edges: tuple[tuple[str, str], ...]
+    models: Mapping[str, SourceArchive]
+    options: tuple[OptionValue, ...]
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document form."""
+        return {
+            "version": 1,
+            "name": self.name,
+            "kind": self.kind,
+            "language_code": self.language_code,
+            "max_batch_size": self.max_batch_size,
+            "parameters": dict(self.parameters),
+            "inputs": [tensor.to_json() for tensor in self.inputs],
+            "outputs": [tensor.to_json() for tensor in self.outputs],
+            "modules": [module.to_json() for module in self.modules],
+            "edges": [list(edge) for edge in self.edges],
+            "models": {
+                slot: {
+                    "family": model.family,
+                    "obj_cls": model.obj_cls,
+                    "content_digest": model.content_digest,
+                }
+                for slot, model in self.models.items()
+            },
+            "options": [
+                {"name": option.name, "value": option.value, "origin": option.origin}
+                for option in self.options
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Pipeline:
+        """Return the pipeline that `to_json` wrote."""
+        return cls(
+            name=document["name"],
+            kind=document["kind"],
+            language_code=document["language_code"],
+            max_batch_size=document["max_batch_size"],
+            inputs=tuple(Tensor.from_json(tensor) for tensor in document["inputs"]),
+            outputs=tuple(Tensor.from_json(tensor) for tensor in document["outputs"]),
+            modules=tuple(Module.from_json(module) for module in document["modules"]),
+            edges=tuple((source, target) for source, target in document["edges"]),
+            models={slot: SourceArchive(**model) for slot, model in document["models"].items()},
+            options=tuple(OptionValue(**option) for option in document["options"]),
+            parameters=document["parameters"],
+        )
+
+
+def dump_pipeline(pipeline: Pipeline) -> bytes:
+    """Return the bytes of `pipeline.json`; IntegrityError where they do not follow the schema."""
+    document = pipeline.to_json()
+    validate(document, "pipeline", PIPELINE_MEMBER)
+    return dump_readable_json(document)
+
+
+def load_pipeline(data: bytes, where: str) -> Pipeline:
+    """Return the pipeline of `pipeline.json`'s bytes; IntegrityError where they are not valid."""
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise IntegrityError(
+            f"not JSON: {error}",
+            slug="jmir.pipeline-json",
+            where=where,
+            hint="make the archive again with `jarvis-build`",
+        ) from None
+    validate(document, "pipeline", where)
+    return Pipeline.from_json(document)
+
+
+def read_pipeline(archive: Archive) -> Pipeline:
+    """Return the pipeline of an open `.jmir`."""
+    return load_pipeline(archive.read(PIPELINE_MEMBER), f"{archive.path}!{PIPELINE_MEMBER}")

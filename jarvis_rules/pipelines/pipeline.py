@@ -1,0 +1,222 @@
+"""What a pipeline file declares: slots, typed options, engines, and how models make a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jarvis_rules.core.registry import entry_names, load_entry, require_known
+from jarvis_rules.errors import UsageError, did_you_mean
+from jarvis_rules.formats.jmir import OptionValue, Origin, Pipeline, Scalar
+
+Effect = Literal["used", "no-effect", "planned"]
+_TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a pipeline, in one of three classes.
+
+    `used`; `no-effect`: known to Jarvis, accepted so that old command lines run, and without
+    effect here; `planned`: asks for something that is not built yet, refused.
+    """
+
+    name: str
+    type: type[str] | type[int] | type[float] | type[bool]
+    default: Scalar
+    help: str
+    effect: Effect = "used"
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+
+    def parse(self, value: object) -> Scalar:
+        """Return `value` as this option's type; UsageError for anything else."""
+        parsed = self._convert(value)
+        if parsed is None:
+            raise self._refuse(f"expected {_TYPE_NAMES[self.type]}, got {value!r}")
+        if self.choices and parsed not in self.choices:
+            suggestion = did_you_mean(str(parsed), self.choices)
+            raise self._refuse(
+                f"unknown value `{parsed}`",
+                f"{suggestion + ' ' if suggestion else ''}known: {', '.join(self.choices)}",
+            )
+        if self.minimum is not None and isinstance(parsed, int | float) and parsed < self.minimum:
+            raise self._refuse(f"expected at least {self.minimum:g}, got {parsed:g}")
+        return parsed
+
+    def _convert(self, value: object) -> Scalar:
+        if self.type is bool:
+            text = str(value).lower()
+            return True if text in _TRUE else False if text in _FALSE else None
+        if isinstance(value, bool):
+            return None
+        try:
+            parsed = self.type(value)  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            return None
+        # 2.5 is no int, and a list has a str form that nobody meant.
+        if self.type is int and isinstance(value, float) and value != parsed:
+            return None
+        if self.type is str and not isinstance(value, str | int | float):
+            return None
+        return parsed  # type: ignore[no-any-return]
+
+    def _refuse(self, message: str, hint: str | None = None) -> UsageError:
+        return UsageError(
+            message, slug="option.invalid", where=f"option `{self.name}`", hint=hint or self.help
+        )
+
+
+_TYPE_NAMES: dict[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for a model: its name and the families that fit."""
+
+    name: str
+    families: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What a pipeline knows of a model: the archive's facts, and which members it has."""
+
+    family: str
+    obj_cls: str
+    content_digest: str
+    facts: Mapping[str, Any]
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceMember:
+    """A member of the source archive in a slot, carried over as it is."""
+
+    slot: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A pipeline and the content of every member that it names, by member name."""
+
+    pipeline: Pipeline
+    members: Mapping[str, SourceMember | bytes]
+
+
+@dataclass(slots=True)
+class OptionValues:
+    """The values of a pipeline's options while it is composed; keeps where each came from."""
+
+    options: Mapping[str, Option]
+    given: Mapping[str, Scalar]
+    derived: dict[str, Scalar] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Scalar:
+        if name in self.given:
+            return self.given[name]
+        return self.derived.get(name, self.options[name].default)
+
+    def integer(self, name: str) -> int:
+        """Return the value of a whole-number option."""
+        value = self[name]
+        if not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}")
+        return value
+
+    def text(self, name: str) -> str:
+        """Return the value of a text option."""
+        return str(self[name])
+
+    def derive(self, name: str, value: Scalar, reason: str) -> None:
+        """Set an option from the model; UsageError where another value was given."""
+        if name in self.given and self.given[name] != value:
+            raise UsageError(
+                f"`{self.given[name]}` contradicts the model: it is {value} ({reason})",
+                slug="option.contradicts-model",
+                where=f"option `{name}`",
+                hint=f"leave `{name}` out: it is derived from the model",
+            )
+        self.derived[name] = value
+
+    def provenance(self) -> tuple[OptionValue, ...]:
+        """Return every option in force with its origin, by name."""
+        values = []
+        for name, option in sorted(self.options.items()):
+            origin: Origin = "default"
+            if option.effect != "used":
+                if name not in self.given:
+                    continue
+                origin = "no-effect"
+            elif name in self.given:
+                origin = "given"
+            elif name in self.derived:
+                origin = "derived"
+            values.append(OptionValue(name, self[name], origin))
+        return tuple(values)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineKind:
+    """A kind of pipeline: what a file of this folder declares as `PIPELINE`.
+
+    `engines` names the engines that it runs, each the folder of its graph in the `.jmir`;
+    `backends` the runtime modules; `model_names` the Triton models that a pipeline of a given
+    name is served as, engines by their unprefixed name.
+    """
+
+    name: str
+    help: str
+    slots: tuple[Slot, ...]
+    options: tuple[Option, ...]
+    engines: tuple[str, ...]
+    backends: tuple[str, ...]
+    model_names: Callable[[str], tuple[str, ...]]
+    compose: Callable[[str, Mapping[str, ModelSource], OptionValues], Composition]
+
+    def parse_options(self, given: Mapping[str, object]) -> dict[str, Scalar]:
+        """Return the given options, typed; UsageError for an unknown or planned one."""
+        known = {option.name: option for option in self.options}
+        parsed: dict[str, Scalar] = {}
+        for name, value in given.items():
+            require_known(f"option of {self.name}", name, known, "option.unknown")
+            option = known[name]
+            if option.effect == "planned" and value != option.default:
+                raise UsageError(
+                    f"not available yet: {option.help}",
+                    slug="option.planned",
+                    where=f"option `{name}`",
+                    hint="see `What it does not do (yet)` in the README",
+                )
+            parsed[name] = option.parse(value)
+        return parsed
+
+    def without_effect(self, given: Mapping[str, object]) -> list[str]:
+        """Return the names of the given options that are accepted and ignored."""
+        ignored = {option.name for option in self.options if option.effect == "no-effect"}
+        return sorted(ignored & given.keys())
+
+    def values(self, given: Mapping[str, Scalar]) -> OptionValues:
+        """Return the option values to compose with."""
+        return OptionValues({option.name: option for option in self.options}, given)
+
+
+_PACKAGE = "jarvis_rules.pipelines"
+
+
+def pipeline_names() -> tuple[str, ...]:
+    """Return the names of the pipeline kinds."""
+    return entry_names(_PACKAGE)
+
+
+def find_pipeline(kind: str) -> PipelineKind:
+    """Return the pipeline kind of that name; UsageError with a suggestion for an unknown one."""
+    require_known("pipeline", kind, pipeline_names(), "pipeline.unknown")
+    return load_entry(_PACKAGE, kind, "PIPELINE", PipelineKind)

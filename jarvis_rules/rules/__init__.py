@@ -1,0 +1,1 @@
+"""Rules: analysis only. Each declares one action; none opens a file of the user's."""

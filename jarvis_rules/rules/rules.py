@@ -1,0 +1,177 @@
+"""The four rules: `.nemo` → `.ejrvs` → `.jmir` → engines → model repository."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jarvis_rules.core.action import (
+    ActionSpec,
+    FileInput,
+    Input,
+    MemberInput,
+    Output,
+    StoredInput,
+    TreeInput,
+)
+from jarvis_rules.core.gpu import GpuTarget
+from jarvis_rules.core.registry import entry_modules
+from jarvis_rules.core.toolchain import find_toolchain
+from jarvis_rules.errors import UsageError
+from jarvis_rules.engines.engine import find_engine
+from jarvis_rules.execution.delivery import Destination
+from jarvis_rules.execution.executor import Executed
+from jarvis_rules.formats.jmir import Scalar
+from jarvis_rules.pipelines.pipeline import find_pipeline
+from jarvis_rules.rules.providers import (
+    DeclaredAction,
+    EnginesInfo,
+    ModelInfo,
+    PipelineInfo,
+    RepositoryInfo,
+)
+from jarvis_rules.triton.repository import carried_modules
+
+ENGINE = "onnxruntime"
+
+
+def export_model(nemo: Path, archive: Path) -> ModelInfo:
+    """Declare NemoExport: the checkpoint `nemo` becomes `archive`."""
+    spec = ActionSpec(
+        mnemonic="NemoExport",
+        tool="nemo_export",
+        request={"model": "inputs/model.nemo"},
+        inputs={"model.nemo": FileInput(nemo)},
+        output=Output("model.ejrvs"),
+        toolchain=find_toolchain("export", "nemo_export", entry_modules("jarvis_rules.exporters")),
+        target=archive.name,
+    )
+    destination = Destination(archive, record=_record(archive))
+    return ModelInfo(archive, DeclaredAction(spec, destination, (nemo,)))
+
+
+def build_pipeline(
+    kind_name: str,
+    name: str,
+    models: Mapping[str, Path],
+    options: Mapping[str, object],
+    jmir: Path,
+) -> PipelineInfo:
+    """Declare JmirBuild: the archives in `models`, by slot, become the pipeline `jmir`.
+
+    UsageError for an unknown pipeline or option, a bad value, and a missing or extra model.
+    """
+    kind = find_pipeline(kind_name)
+    slots = [slot.name for slot in kind.slots]
+    if sorted(models) != sorted(slots):
+        raise UsageError(
+            f"{kind.name} takes {len(slots)} models ({', '.join(slots)}), got {len(models)}",
+            slug="pipeline.models",
+            where=f"pipeline `{name}`",
+            hint="give one archive for each",
+        )
+    parsed: dict[str, Scalar] = kind.parse_options(options)
+    spec = ActionSpec(
+        mnemonic="JmirBuild",
+        tool="jmir_build",
+        request={
+            "pipeline": kind.name,
+            "name": name,
+            "options": parsed,
+            "models": {slot: f"inputs/{slot}.ejrvs" for slot in slots},
+        },
+        inputs={f"{slot}.ejrvs": FileInput(models[slot]) for slot in slots},
+        output=Output("pipeline.jmir"),
+        toolchain=find_toolchain(
+            "pipeline", "jmir_build", (f"jarvis_rules.pipelines.{kind.name}",)
+        ),
+        target=name,
+    )
+    destination = Destination(jmir, record=_record(jmir))
+    return PipelineInfo(
+        name, kind.name, jmir, DeclaredAction(spec, destination, tuple(models.values()))
+    )
+
+
+def build_engines(
+    pipeline: PipelineInfo, gpu: GpuTarget, manifest: Path, folder: Path
+) -> EnginesInfo:
+    """Declare EngineBuild: the graphs of a pipeline become engines for `gpu`.
+
+    Only the graphs are inputs, not the archive that holds them: an engine outlives a change of a
+    label file or a decoder option.
+    """
+    kind = find_pipeline(pipeline.kind)
+    engine = find_engine(ENGINE)
+    spec = ActionSpec(
+        mnemonic="EngineBuild",
+        tool="engine_build",
+        request={
+            "engine": engine.name,
+            "gpu": gpu.name,
+            "graphs": {name: f"inputs/{name}.onnx" for name in kind.engines},
+        },
+        inputs={
+            f"{name}.onnx": MemberInput(pipeline.jmir, f"{name}/model_graph.onnx")
+            for name in kind.engines
+        },
+        output=Output("engines.json", "engines"),
+        toolchain=find_toolchain(
+            "engine", "engine_build", (f"jarvis_rules.engines.{engine.name}",)
+        ),
+        target=f"{pipeline.name}[{gpu.name}]",
+        platform=gpu.properties(),
+    )
+    destination = Destination(manifest, folder, _record(manifest))
+    action = DeclaredAction(spec, destination, (pipeline.jmir,))
+    return EnginesInfo(manifest, folder, gpu, engine.note(gpu), action)
+
+
+def assemble_repository(
+    pipeline: PipelineInfo,
+    gpu: GpuTarget,
+    engines: EnginesInfo | Executed,
+    models: Path,
+    record: Path | None,
+) -> RepositoryInfo:
+    """Declare RepositoryAssemble: the pipeline and its engines become models under `models`.
+
+    `engines` is what `build_engines` declared, or its result where that lies in the store alone.
+    """
+    kind = find_pipeline(pipeline.kind)
+    runtime = {name for backend in kind.backends for name in carried_modules(backend)}
+    inputs: dict[str, Input] = {"pipeline.jmir": FileInput(pipeline.jmir)}
+    sources = [pipeline.jmir]
+    if isinstance(engines, EnginesInfo):
+        inputs["engines.json"] = FileInput(engines.manifest)
+        inputs["engines"] = TreeInput(engines.manifest, engines.folder)
+        sources.append(engines.manifest)
+    else:
+        inputs |= {name: StoredInput(d) for name, d in engines.result.outputs.items()}
+    spec = ActionSpec(
+        mnemonic="RepositoryAssemble",
+        tool="repository_assemble",
+        request={
+            "jmir": "inputs/pipeline.jmir",
+            "engines": "inputs/engines.json",
+            "engine_files": "inputs/engines",
+        },
+        inputs=inputs,
+        output=Output("repository.json", "models"),
+        toolchain=find_toolchain(
+            "triton",
+            "repository_assemble",
+            (
+                f"jarvis_rules.engines.{ENGINE}",
+                *(f"jarvis_rules.runtime.{name}" for name in sorted(runtime)),
+            ),
+        ),
+        target=f"{pipeline.name}[{gpu.name}]",
+    )
+    manifest = models / f"{pipeline.name}.repository.json"
+    action = DeclaredAction(spec, Destination(manifest, models, record), tuple(sources))
+    return RepositoryInfo(manifest, models, action)
+
+
+def _record(target: Path) -> Path:
+    return target.with_name(f"{target.name}.action.json")

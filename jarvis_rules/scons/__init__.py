@@ -1,0 +1,1 @@
+"""The SCons face: variables, builders, aliases and the decider. Glue only."""

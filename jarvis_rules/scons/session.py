@@ -1,0 +1,147 @@
+"""One SCons run: what was declared, what is still right, and the actions that it runs."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import SCons.Errors
+import SCons.Script
+
+from jarvis_rules import __version__
+from jarvis_rules.core.gpu import GpuTarget
+from jarvis_rules.errors import JarvisError, UsageError
+from jarvis_rules.execution.delivery import is_intact
+from jarvis_rules.execution.execution_log import ExecutionLog
+from jarvis_rules.execution.executor import Executor
+from jarvis_rules.execution.workspace import lock_tree, open_executor
+from jarvis_rules.reporting.console import Console
+from jarvis_rules.rules.providers import DeclaredAction, PipelineInfo
+
+
+class Session:
+    """The state behind every environment of one SCons run that builds into one `out`."""
+
+    def __init__(self, out: Path, gpus: Sequence[GpuTarget]) -> None:
+        self.out = out
+        self.gpus = tuple(gpus)
+        self.console = Console()
+        self.pipelines: dict[str, PipelineInfo] = {}
+        self._declared: dict[Path, DeclaredAction] = {}
+        self._served: dict[str, str] = {}
+        self._intact: dict[Path, bool] = {}
+        self._noted: set[str] = set()
+        self._executor: Executor | None = None
+        self._resources = contextlib.ExitStack()
+
+    def open(self) -> None:
+        """Take the lock of the output folder and begin the execution log."""
+        self._resources.enter_context(lock_tree(self.out))
+        build = {
+            "version": __version__,
+            "gpus": [gpu.name for gpu in self.gpus],
+            "targets": list(map(str, SCons.Script.COMMAND_LINE_TARGETS)),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        log = ExecutionLog(self.out / "execution-log.jsonl", build)
+        self._executor = self._resources.enter_context(open_executor(self.console, log))
+        atexit.register(self._close, time.monotonic())
+
+    def _close(self, start: float) -> None:
+        self.console.close()
+        print(self.console.summary(time.monotonic() - start), file=sys.stderr)  # noqa: T201
+        self._resources.close()
+
+    @property
+    def executor(self) -> Executor:
+        """The executor, opened when something is first asked of it."""
+        if self._executor is None:
+            self.open()
+        assert self._executor is not None
+        return self._executor
+
+    # Analysis
+
+    def note_once(self, text: str) -> None:
+        """Tell something once per run, and not in answer to `scons -h`."""
+        if text not in self._noted and not SCons.Script.GetOption("help"):
+            self._noted.add(text)
+            self.console.note(text)
+
+    def declare(self, action: DeclaredAction) -> None:
+        """Take a declared action in; UsageError where another one makes the same file."""
+        target = action.destination.file
+        known = self._declared.get(target)
+        if known is not None and known.spec.static_key() != action.spec.static_key():
+            raise UsageError(
+                f"two rules make {target}",
+                slug="target.duplicate",
+                where=action.spec.target,
+                hint="give one of them another name",
+            )
+        self._declared[target] = action
+
+    def declare_models(self, pipeline: str, models: Sequence[str]) -> None:
+        """Claim the Triton model names of a pipeline; UsageError where another one has them."""
+        for model in models:
+            owner = self._served.setdefault(model, pipeline)
+            if owner != pipeline:
+                raise UsageError(
+                    f"the Triton model `{model}` is claimed by pipelines `{owner}` and `{pipeline}`",
+                    slug="pipeline.duplicate-model",
+                    hint="give one of the pipelines another name",
+                )
+
+    # Up to date?
+
+    def decide(self, dependency: Any, target: Any, previous: Any, _: Any = None) -> bool:
+        """Tell SCons whether `dependency` obliges it to make `target` again.
+
+        The signature is set before anything is returned: SCons would otherwise store none and
+        build once more the next time.
+        """
+        with contextlib.suppress(OSError):
+            digest = self.executor.digests.xxh3(Path(dependency.get_abspath()))
+            dependency.get_ninfo().csig = f"xxh3:{digest}"
+        current = dependency.get_csig()
+        if not self._is_intact(Path(target.get_internal_path())):
+            return True
+        return getattr(previous, "csig", None) != current
+
+    def _is_intact(self, target: Path) -> bool:
+        if target not in self._intact:
+            action = self._declared[target]
+            self._intact[target] = is_intact(
+                self.executor.digests, action.spec.output, action.destination
+            )
+        return self._intact[target]
+
+    # Execution
+
+    def run(self, target: Any) -> None:
+        """Run the action that makes `target`; BuildError, which SCons reports, where it fails."""
+        action = self._declared[Path(target.get_internal_path())]
+        try:
+            self.executor.run(action.spec, action.destination)
+        except JarvisError as error:
+            text = f"{error.render()}\n"
+            raise SCons.Errors.BuildError(
+                node=target, errstr=text, status=error.exit_code, exitstatus=2
+            ) from None
+
+    def remove_undeclared(self) -> None:
+        """Remove the models of pipelines that are no longer declared from the repositories."""
+        from jarvis_rules.triton.publish import remove_pipeline
+
+        for gpu in self.gpus:
+            models = self.out / gpu.name / "models"
+            for manifest in models.glob("*.repository.json"):
+                name = manifest.name.removesuffix(".repository.json")
+                if name not in self.pipelines:
+                    self.console.note(f"removing `{name}`: no pipeline of that name is declared")
+                    remove_pipeline(models, name)

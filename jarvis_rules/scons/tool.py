@@ -1,0 +1,276 @@
+"""The SCons tool: variables `GPU`, `OUT`, `DEST`; `env.NemoModel`, `env.Pipeline`; aliases."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import SCons.Action
+import SCons.Builder
+import SCons.Errors
+import SCons.Script
+from SCons.Variables import Variables
+
+from jarvis_rules.core.gpu import GpuTarget, detect_gpu, find_gpus, load_gpus
+from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
+from jarvis_rules.execution.delivery import delivered_paths
+from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names
+from jarvis_rules.rules.providers import DeclaredAction
+from jarvis_rules.rules.rules import (
+    assemble_repository,
+    build_engines,
+    build_pipeline,
+    export_model,
+)
+from jarvis_rules.scons.session import Session
+from jarvis_rules.triton.publish import publish_release
+
+ALIASES = {
+    "archives": "every model as .ejrvs",
+    "jmirs": "every pipeline as .jmir",
+    "engines": "the engines for the GPU targets",
+    "repository": "the Triton model repositories, OUT/<gpu>/models",
+    "deploy": "repository, and with DEST=DIR a release in DIR and DIR/current",
+}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def generate(env: Any) -> None:
+    """Add the builders, variables and aliases to `env`: SCons calls this for the tool `jarvis`."""
+    _user_errors(_configure)(env)
+    env.AddMethod(_user_errors(_nemo_model), "NemoModel")
+    env.AddMethod(_user_errors(_pipeline), "Pipeline")
+
+
+def exists(_: Any) -> bool:
+    """Return that the tool can be used: SCons asks before it generates."""
+    return True
+
+
+def _user_errors(function: F) -> F:
+    """Turn a JarvisError into the error that SCons prints with the line of the SConscript."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except JarvisError as error:
+            raise SCons.Errors.UserError(error.render()) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _configure(env: Any) -> None:
+    if "JARVIS_SESSION" in env:
+        return
+    variables = Variables(None, SCons.Script.ARGUMENTS)
+    gpus = ",".join(load_gpus())
+    variables.Add("GPU", f"GPU targets, several with commas: {gpus}", "")
+    variables.Add("OUT", "folder of everything that is built", "out")
+    variables.Add("DEST", "folder to publish a release of the repository to", "")
+    unknown = [name for name in SCons.Script.ARGUMENTS if name not in variables.keys()]
+    known = set(variables.keys())
+    variables.Update(env)
+    for name in unknown:
+        if name not in env:
+            suggestion = did_you_mean(name, known)
+            raise UsageError(
+                f"unknown variable `{name}`",
+                slug="variable.unknown",
+                hint=f"{suggestion + ' ' if suggestion else ''}known: {', '.join(sorted(known))}",
+            )
+    helping = SCons.Script.GetOption("help")
+    session = _session(Path(env["OUT"]), _gpus(env["GPU"]))
+    env["JARVIS_SESSION"] = session
+    env["GPU"] = ",".join(gpu.name for gpu in session.gpus)
+    if env["DEST"] and len(session.gpus) > 1:
+        raise UsageError(
+            f"DEST takes the repository of one GPU target, got {env['GPU']}",
+            slug="deploy.several-gpus",
+            hint="run once for each: `scons deploy GPU=… DEST=…`",
+        )
+    SCons.Script.SetOption("max_drift", 1)
+    env.Help(_help_text(variables, env), append=True)
+    if not helping:
+        _declare_aliases(env, session)
+
+
+def _gpus(names: str) -> tuple[GpuTarget, ...]:
+    return find_gpus(names) if names else (detect_gpu()[0],)
+
+
+@functools.cache
+def _session(out: Path, gpus: tuple[GpuTarget, ...]) -> Session:
+    return Session(out, gpus)
+
+
+def _help_text(variables: Variables, env: Any) -> str:
+    aliases = "".join(f"  {name:12}{text}\n" for name, text in ALIASES.items())
+    return (
+        "\nTrained NeMo models to a served Triton repository.\n\n"
+        f"Targets (default: deploy):\n{aliases}\nVariables:"
+        f"{variables.GenerateHelpText(env, sort=True)}\n"
+        "Examples:\n  scons deploy GPU=a100\n  scons deploy GPU=cpu,t4 OUT=/tmp/out\n"
+        "  scons deploy DEST=/srv/models\n"
+    )
+
+
+def _declare_aliases(env: Any, session: Session) -> None:
+    for name in ALIASES:
+        env.Alias(name)
+    prune = env.Alias("repository", [], _quiet(lambda target, source, env: session.remove_undeclared()))  # noqa: ARG005
+    env.AlwaysBuild(prune)
+    env.Alias("deploy", "repository")
+    if env["DEST"]:
+        destination = Path(env["DEST"])
+
+        def publish(target: Any, source: Any, env: Any) -> None:  # noqa: ARG001
+            models = session.out / session.gpus[0].name / "models"
+            release = publish_release(models, destination)
+            session.console.note(f"published {release}; current is {destination / 'current'}")
+
+        env.AlwaysBuild(env.Alias("deploy", "repository", _quiet(_build_errors(publish))))
+
+
+def _build_errors(function: F) -> F:
+    @functools.wraps(function)
+    def wrapped(target: Any, source: Any, env: Any) -> Any:
+        try:
+            return function(target, source, env)
+        except JarvisError as error:
+            raise SCons.Errors.BuildError(target[0], f"{error.render()}\n", 1, 2) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _quiet(function: Callable[..., Any]) -> Any:
+    return SCons.Action.Action(function, strfunction=lambda target, source, env: None)  # noqa: ARG005
+
+
+def _run(target: Any, source: Any, env: Any) -> int:  # noqa: ARG001
+    env["JARVIS_SESSION"].run(target[0])
+    return 0
+
+
+def _label(target: Any, source: Any, env: Any) -> str | None:  # noqa: ARG001
+    """Name the action where SCons only pretends; the console reports those that run."""
+    return f"{env['JARVIS_LABEL']}" if SCons.Script.GetOption("no_exec") else None
+
+
+_BUILDER = SCons.Builder.Builder(
+    action=SCons.Action.Action(_run, strfunction=_label, varlist=["JARVIS_STATIC_KEY"])
+)
+
+
+def _node(env: Any, action: DeclaredAction, alias: str) -> Any:
+    """Return the SCons node of a declared action, with our decider and outside SCons' cache."""
+    session: Session = env["JARVIS_SESSION"]
+    session.declare(action)
+    spec, destination = action.spec, action.destination
+    own = env.Clone()
+    own.Decider(session.decide)
+    own.Append(BUILDERS={"JarvisAction": _BUILDER})
+    nodes = own.JarvisAction(
+        target=_anchored(destination.file),
+        source=[_anchored(path) for path in action.sources],
+        JARVIS_STATIC_KEY=spec.static_key(),
+        JARVIS_LABEL=f"{spec.mnemonic} {spec.target}",
+    )
+    own.NoCache(nodes)
+    if SCons.Script.GetOption("clean"):
+        own.Clean(nodes, [_anchored(path) for path in delivered_paths(destination)])
+    own.Alias(alias, nodes)
+    return nodes
+
+
+def _anchored(path: Path) -> str:
+    """Return `path`, relative to the top folder, in a form that no SConscript folder changes."""
+    return str(path) if path.is_absolute() else f"#{path}"
+
+
+def _path(node: Any) -> Path:
+    return Path(node.get_internal_path())
+
+
+def _nemo_model(env: Any, source: Any) -> Any:
+    """Declare the `.ejrvs` of a `.nemo` checkpoint and return its node.
+
+    It lands at `OUT/any/<folder of the checkpoint>/<stem>.ejrvs`.
+    """
+    session: Session = env["JARVIS_SESSION"]
+    nemo = _path(env.File(source))
+    if nemo.suffix not in (".nemo", ".tlt"):
+        raise UsageError(
+            f"expected a `.nemo` checkpoint, got {nemo}",
+            slug="model.suffix",
+            hint="an `.ejrvs` archive goes to `env.Pipeline` as it is",
+        )
+    folder = Path() if nemo.is_absolute() or ".." in nemo.parts else nemo.parent
+    info = export_model(nemo, session.out / "any" / folder / f"{nemo.stem}.ejrvs")
+    assert info.action is not None
+    return _node(env, info.action, "archives")
+
+
+def _pipeline(env: Any, name: str, kind: str, models: Any, **options: Any) -> Any:
+    """Declare a pipeline for every GPU target and return the nodes of its repositories.
+
+    `models` is the model of the only slot, a list in the order of the slots, or a mapping from
+    slot to model; a model is what `env.NemoModel` returned or the path of an `.ejrvs`.
+    """
+    session: Session = env["JARVIS_SESSION"]
+    declared = find_pipeline(kind)
+    if name in session.pipelines:
+        raise UsageError(
+            f"two pipelines are named `{name}`",
+            slug="pipeline.duplicate",
+            hint="a pipeline's name is the name that clients ask for: give each its own",
+        )
+    slots = _slots(env, [slot.name for slot in declared.slots], models)
+    jmir = session.out / "any" / f"{name}.jmir"
+    info = build_pipeline(kind, name, slots, options, jmir)
+    session.pipelines[name] = info
+    session.declare_models(name, declared.model_names(name))
+    for option in declared.without_effect(options):
+        session.console.note(f"pipeline `{name}`: option `{option}` has no effect here")
+    assert info.action is not None
+    _node(env, info.action, "jmirs")
+    repositories = []
+    for gpu in session.gpus:
+        root = session.out / gpu.name
+        engines = build_engines(
+            info, gpu, root / f"{name}.engines.json", root / "engines" / name
+        )
+        if engines.note is not None:
+            session.note_once(engines.note)
+        _node(env, engines.action, "engines")
+        repository = assemble_repository(
+            info, gpu, engines, root / "models", root / f"{name}.repository.json.action.json"
+        )
+        repositories += _node(env, repository.action, "repository")
+    return repositories
+
+
+def _slots(env: Any, names: list[str], models: Any) -> dict[str, Path]:
+    if isinstance(models, Mapping):
+        return {str(slot): _archive(env, model) for slot, model in models.items()}
+    flat = env.Flatten([models])
+    if len(flat) != len(names):
+        raise UsageError(
+            f"expected {len(names)} models ({', '.join(names)}), got {len(flat)}",
+            slug="pipeline.models",
+            hint=f"known pipelines: {', '.join(pipeline_names())}",
+        )
+    return {slot: _archive(env, model) for slot, model in zip(names, flat, strict=True)}
+
+
+def _archive(env: Any, model: Any) -> Path:
+    path = _path(env.File(model))
+    if path.suffix != ".ejrvs":
+        raise UsageError(
+            f"expected a model (`env.NemoModel(…)`) or an `.ejrvs`, got {path}",
+            slug="pipeline.models",
+            hint=f'write `env.NemoModel("{path.name}")`',
+        )
+    return path

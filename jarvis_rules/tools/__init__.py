@@ -1,0 +1,1 @@
+"""One program per mnemonic: `python -m jarvis_rules.tools.<name> request.json`."""

@@ -1,0 +1,71 @@
+"""NemoExport: a `.nemo` checkpoint → an `.ejrvs` archive with ONNX graphs.
+
+Request: `model`: input path.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jarvis_rules.exporters.exporter import ExportedModel, SourceModel, export_model
+from jarvis_rules.formats.archive import Member, write_archive
+from jarvis_rules.formats.nemo import NemoArchive, open_nemo
+from jarvis_rules.tools.program import run_tool
+
+OUTPUT = Path("outputs/model.ejrvs")
+CONFIG = "model_config.yaml"
+# What Jarvis 1.3's own converter wrote into every archive.
+_FORMAT_VERSION, _ONNX_ARCHIVE_FORMAT, _MIN_NEMO_VERSION = 3, 1, "1.1"
+
+
+def export_nemo(request: Mapping[str, Any]) -> None:
+    """Export the model and write the archive."""
+    path = Path(request["model"])
+    with open_nemo(path) as archive:
+        source = SourceModel(
+            target=archive.target,
+            config=archive.config,
+            weights=archive.state_dict(),
+            artifact=archive.artifact,
+        )
+        model = export_model(source)
+        write_archive(OUTPUT, "ejrvs", _metadata(archive, model), _members(archive, model))
+
+
+def _metadata(archive: NemoArchive, model: ExportedModel) -> dict[str, Any]:
+    return {
+        "description": f"{archive.target.rpartition('.')[2]} exported to ONNX",
+        "obj_cls": archive.target,
+        "origin": "NeMo",
+        "runtime": "ONNX",
+        "format_version": _FORMAT_VERSION,
+        "onnx": True,
+        "onnx_archive_format": _ONNX_ARCHIVE_FORMAT,
+        "min_nemo_version": _MIN_NEMO_VERSION,
+        "nemo_version": archive.nemo_version,
+        "family": model.family,
+        "facts": dict(model.facts),
+        "graphs": sorted(model.graphs),
+    }
+
+
+def _members(archive: NemoArchive, model: ExportedModel) -> list[Member]:
+    config = yaml.safe_dump(archive.config, allow_unicode=True, width=1 << 30, sort_keys=True)
+    members = [Member(CONFIG, "config", "NeMo model configuration", data=config.encode())]
+    for name, graph in model.graphs.items():
+        scratch = Path(f"graph-{name}")
+        with scratch.open("wb") as out:
+            graph.write(out)
+        members.append(Member(name, "graph", "ONNX graph", path=scratch))
+    for name, data in model.assets.items():
+        members.append(Member(name, "asset", "buffer of the checkpoint", data=data))
+    return members
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(export_nemo))

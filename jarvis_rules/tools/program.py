@@ -1,0 +1,48 @@
+"""The frame of every tool: read the request, do the work, report an error as data."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jarvis_rules.errors import EXIT_BUG, EXIT_OK, JarvisError
+
+_PR_SET_PDEATHSIG = 1
+ERROR_FILE = "error.json"
+
+
+def run_tool(work: Callable[[Mapping[str, Any]], None]) -> int:
+    """Run `work` on the request named on the command line and return the exit code.
+
+    A JarvisError is written to `error.json` for the executor, which knows the user's paths.
+    """
+    _die_with_parent()
+    request = json.loads(Path(sys.argv[1]).read_bytes())
+    try:
+        work(request)
+    except JarvisError as error:
+        document = {
+            "class": type(error).__name__,
+            "message": error.message,
+            "slug": error.slug,
+            "hint": error.hint,
+            "where": error.where,
+        }
+        Path(ERROR_FILE).write_text(json.dumps(document), encoding="utf-8")
+        return error.exit_code or EXIT_BUG
+    return EXIT_OK
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is killed."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)

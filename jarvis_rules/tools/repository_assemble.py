@@ -1,0 +1,55 @@
+"""RepositoryAssemble: a `.jmir` and its engines → Triton models, and their manifest.
+
+Request: `jmir`, `engines` (manifest) and `engine_files` (folder): input paths.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jarvis_rules.engines.engine import find_engine
+from jarvis_rules.formats.archive import open_archive
+from jarvis_rules.formats.jmir import read_pipeline
+from jarvis_rules.formats.schema import validate
+from jarvis_rules.tools.program import run_tool
+from jarvis_rules.triton.lint import check_repository
+from jarvis_rules.triton.repository import (
+    EngineFile,
+    compose_repository,
+    repository_manifest,
+    write_repository,
+)
+
+MANIFEST = Path("outputs/repository.json")
+TREE = Path("outputs/models")
+
+
+def assemble_repository(request: Mapping[str, Any]) -> None:
+    """Write the models, lint them, and write the manifest."""
+    document = json.loads(Path(request["engines"]).read_bytes())
+    validate(document, "engines", request["engines"])
+    engines = {
+        name: EngineFile(
+            find_engine(description["toolchain"]).prefix,
+            description,
+            Path(request["engine_files"], name, description["file"]),
+        )
+        for name, description in document["engines"].items()
+    }
+    with open_archive(Path(request["jmir"]), "jmir") as archive:
+        pipeline = read_pipeline(archive)
+        files = write_repository(compose_repository(pipeline, engines), archive, TREE)
+        check_repository(TREE)
+        MANIFEST.write_bytes(
+            repository_manifest(
+                pipeline, archive.manifest.content_digest, engines, document["gpu"], files
+            )
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(assemble_repository))
