@@ -64,7 +64,7 @@ def find_gpu(name: str) -> GpuTarget:
     aliases = {alias: gpu for gpu in gpus.values() for alias in (gpu.name, *gpu.aliases)}
     key = name.strip().lower().replace("_", "-")
     if key not in aliases:
-        require_known("GPU", name, aliases, "gpu.unknown")
+        require_known("GPU", name, aliases, "gpu.unknown", listed=gpus)
     return aliases[key]
 
 

@@ -39,8 +39,8 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "rich": ("markdown-it-py", "mdurl", "pygments", "rich"),
     "tomli": ("tomli",),
     "tritonclient": (
-        "grpcio", "numpy", "protobuf", "python-rapidjson", "tritonclient", "typing-extensions",
-        "urllib3",
+        "grpcio", "ml-dtypes", "numpy", "protobuf", "python-rapidjson", "tritonclient",
+        "typing-extensions", "urllib3",
     ),
     "xxhash": ("xxhash",),
     "yaml": ("pyyaml",),

@@ -107,6 +107,17 @@ def is_intact(digests: FileDigests, output: Output, destination: Destination) ->
     return destination.tree is None or not any(_strays(output, outputs, destination.tree))
 
 
+def find_conflict(
+    digests: FileDigests, output: Output, result: ActionResult, tree: Path
+) -> Path | None:
+    """Return a file of the tree's existing top folders that a delivery would change or remove."""
+    expected = list(_expected(output, result.outputs, Destination(tree, tree)))
+    for path, digest in expected:
+        if (tree / path.relative_to(tree).parts[0]).exists() and not _is(digests, path, digest):
+            return path
+    return next(_strays(output, result.outputs, tree), None)
+
+
 def delivered_paths(destination: Destination) -> list[Path]:
     """Return what a delivery left beside its file: the record and the tree's own top folders."""
     paths = [] if destination.record is None else [destination.record]

@@ -46,7 +46,7 @@ OPTIONS = (
     Option("offline", bool, True, "recognise whole utterances"),
     Option("max_batch_size", int, 8, "largest batch of the pipeline", minimum=1),
     Option("decoder_type", str, "greedy", "CTC decoder", choices=("greedy",)),
-    Option("ms_per_timestep", int, None, "duration of an acoustic step, derived from the model"),
+    Option("ms_per_timestep", float, None, "duration of an acoustic step, derived from the model"),
     Option("featurizer.max_batch_size", int, None, "largest batch of the feature extractor", minimum=1),
     Option("nn.max_batch_size", int, None, "largest batch of the acoustic model", minimum=1),
     Option("greedy_decoder.max_batch_size", int, None, "largest batch of the decoder", minimum=1),

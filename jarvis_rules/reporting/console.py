@@ -38,6 +38,12 @@ class Console:
         with self._lock:
             self._print(f"note: {text}")
 
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Take the live lines off the terminal."""
         with self._lock:

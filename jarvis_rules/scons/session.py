@@ -32,7 +32,7 @@ class Session:
         self.gpus = tuple(gpus)
         self.console = Console()
         self.pipelines: dict[str, PipelineInfo] = {}
-        self._declared: dict[Path, DeclaredAction] = {}
+        self._declared: dict[Path, tuple[DeclaredAction, Any]] = {}
         self._served: dict[str, str] = {}
         self._intact: dict[Path, bool] = {}
         self._noted: set[str] = set()
@@ -40,7 +40,17 @@ class Session:
         self._resources = contextlib.ExitStack()
 
     def open(self) -> None:
-        """Take the lock of the output folder and begin the execution log."""
+        """Take the lock of the output folder and begin the execution log.
+
+        A dry run and a clean-up have no log, and a dry run makes no output folder either.
+        """
+        pretending = SCons.Script.GetOption("no_exec")
+        if pretending or SCons.Script.GetOption("clean"):
+            if not pretending:
+                self._resources.enter_context(lock_tree(self.out))
+            self._executor = self._resources.enter_context(open_executor(self.console))
+            atexit.register(self._resources.close)
+            return
         self._resources.enter_context(lock_tree(self.out))
         build = {
             "version": __version__,
@@ -73,18 +83,27 @@ class Session:
             self._noted.add(text)
             self.console.note(text)
 
-    def declare(self, action: DeclaredAction) -> None:
-        """Take a declared action in; UsageError where another one makes the same file."""
+    def declared(self, action: DeclaredAction) -> Any:
+        """Return the nodes of an action that was declared before, else None.
+
+        UsageError where another action makes the same file.
+        """
         target = action.destination.file
-        known = self._declared.get(target)
-        if known is not None and known.spec.static_key() != action.spec.static_key():
+        if target not in self._declared:
+            return None
+        known, nodes = self._declared[target]
+        if known.sources != action.sources or known.spec.static_key() != action.spec.static_key():
+            one, other = (str(which.sources[0]) for which in (action, known))
             raise UsageError(
-                f"two rules make {target}",
+                f"{one} and {other} both make {target}",
                 slug="target.duplicate",
-                where=action.spec.target,
-                hint="give one of them another name",
+                hint="rename one of them",
             )
-        self._declared[target] = action
+        return nodes
+
+    def declare(self, action: DeclaredAction, nodes: Any) -> None:
+        """Remember an action and the nodes that SCons has for it."""
+        self._declared[action.destination.file] = action, nodes
 
     def declare_models(self, pipeline: str, models: Sequence[str]) -> None:
         """Claim the Triton model names of a pipeline; UsageError where another one has them."""
@@ -115,7 +134,7 @@ class Session:
 
     def _is_intact(self, target: Path) -> bool:
         if target not in self._intact:
-            action = self._declared[target]
+            action, _ = self._declared[target]
             self._intact[target] = is_intact(
                 self.executor.digests, action.spec.output, action.destination
             )
@@ -125,7 +144,7 @@ class Session:
 
     def run(self, target: Any) -> None:
         """Run the action that makes `target`; BuildError, which SCons reports, where it fails."""
-        action = self._declared[Path(target.get_internal_path())]
+        action, _ = self._declared[Path(target.get_internal_path())]
         try:
             self.executor.run(action.spec, action.destination)
         except JarvisError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from SCons.Variables import Variables
 
 from jarvis_rules.core.gpu import GpuTarget, detect_gpu, find_gpus, load_gpus
 from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
-from jarvis_rules.execution.delivery import delivered_paths
+from jarvis_rules.execution.delivery import Destination, delivered_paths
 from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names
 from jarvis_rules.rules.providers import DeclaredAction
 from jarvis_rules.rules.rules import (
@@ -39,7 +40,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def generate(env: Any) -> None:
     """Add the builders, variables and aliases to `env`: SCons calls this for the tool `jarvis`."""
-    _user_errors(_configure)(env)
+    try:
+        _configure(env)
+    except JarvisError as error:
+        # The command line is at fault, so no line of an SConstruct is named.
+        print(f"scons: *** {error.render()}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     env.AddMethod(_user_errors(_nemo_model), "NemoModel")
     env.AddMethod(_user_errors(_pipeline), "Pipeline")
 
@@ -57,8 +63,10 @@ def _user_errors(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except JarvisError as error:
-            raise SCons.Errors.UserError(error.render()) from None
+            raise SCons.Errors.UserError(f"{error.render()}\n") from None
 
+    # SCons names the deepest frame outside its own folder: let that be the SConscript's line.
+    wrapped.__code__ = wrapped.__code__.replace(co_filename=f"/SCons/{__name__}")
     return wrapped  # type: ignore[return-value]
 
 
@@ -94,7 +102,7 @@ def _configure(env: Any) -> None:
     SCons.Script.SetOption("max_drift", 1)
     env.Help(_help_text(variables, env), append=True)
     if not helping:
-        _declare_aliases(env, session)
+        _declare_aliases(env)
 
 
 def _gpus(names: str) -> tuple[GpuTarget, ...]:
@@ -117,36 +125,39 @@ def _help_text(variables: Variables, env: Any) -> str:
     )
 
 
-def _declare_aliases(env: Any, session: Session) -> None:
+def _declare_aliases(env: Any) -> None:
     for name in ALIASES:
         env.Alias(name)
-    prune = env.Alias("repository", [], _quiet(lambda target, source, env: session.remove_undeclared()))  # noqa: ARG005
-    env.AlwaysBuild(prune)
-    env.Alias("deploy", "repository")
+    env.AlwaysBuild(env.Alias("repository", [], _quiet(_remove_undeclared)))
+    deploy = env.Alias("deploy", "repository", _quiet(_publish) if env["DEST"] else None)
     if env["DEST"]:
-        destination = Path(env["DEST"])
-
-        def publish(target: Any, source: Any, env: Any) -> None:  # noqa: ARG001
-            models = session.out / session.gpus[0].name / "models"
-            release = publish_release(models, destination)
-            session.console.note(f"published {release}; current is {destination / 'current'}")
-
-        env.AlwaysBuild(env.Alias("deploy", "repository", _quiet(_build_errors(publish))))
-
-
-def _build_errors(function: F) -> F:
-    @functools.wraps(function)
-    def wrapped(target: Any, source: Any, env: Any) -> Any:
-        try:
-            return function(target, source, env)
-        except JarvisError as error:
-            raise SCons.Errors.BuildError(target[0], f"{error.render()}\n", 1, 2) from None
-
-    return wrapped  # type: ignore[return-value]
+        env.AlwaysBuild(deploy)
 
 
 def _quiet(function: Callable[..., Any]) -> Any:
-    return SCons.Action.Action(function, strfunction=lambda target, source, env: None)  # noqa: ARG005
+    return SCons.Action.Action(function, strfunction=_nothing)
+
+
+# SCons signs an action by its function's code and closure, so these close over nothing.
+
+
+def _nothing(target: Any, source: Any, env: Any) -> None:
+    """Print no command line."""
+
+
+def _remove_undeclared(target: Any, source: Any, env: Any) -> None:  # noqa: ARG001
+    env["JARVIS_SESSION"].remove_undeclared()
+
+
+def _publish(target: Any, source: Any, env: Any) -> None:  # noqa: ARG001
+    session: Session = env["JARVIS_SESSION"]
+    destination = Path(env["DEST"])
+    models = session.out / session.gpus[0].name / "models"
+    try:
+        release = publish_release(models, destination)
+    except JarvisError as error:
+        raise SCons.Errors.BuildError(target[0], f"{error.render()}\n", 1, 2) from None
+    session.console.note(f"published {release}; current is {destination / 'current'}")
 
 
 def _run(target: Any, source: Any, env: Any) -> int:  # noqa: ARG001
@@ -167,7 +178,9 @@ _BUILDER = SCons.Builder.Builder(
 def _node(env: Any, action: DeclaredAction, alias: str) -> Any:
     """Return the SCons node of a declared action, with our decider and outside SCons' cache."""
     session: Session = env["JARVIS_SESSION"]
-    session.declare(action)
+    known = session.declared(action)
+    if known is not None:
+        return known
     spec, destination = action.spec, action.destination
     own = env.Clone()
     own.Decider(session.decide)
@@ -180,8 +193,16 @@ def _node(env: Any, action: DeclaredAction, alias: str) -> Any:
     )
     own.NoCache(nodes)
     if SCons.Script.GetOption("clean"):
-        own.Clean(nodes, [_anchored(path) for path in delivered_paths(destination)])
+        # SConscripts are read in their own folders, so paths must not be relative here.
+        top = Path(env.Dir("#").get_abspath())
+        absolute = Destination(
+            top / destination.file,
+            top / destination.tree if destination.tree else None,
+            top / destination.record if destination.record else None,
+        )
+        own.Clean(nodes, [str(path) for path in delivered_paths(absolute)])
     own.Alias(alias, nodes)
+    session.declare(action, nodes)
     return nodes
 
 
@@ -266,8 +287,9 @@ def _slots(env: Any, names: list[str], models: Any) -> dict[str, Path]:
 
 
 def _archive(env: Any, model: Any) -> Path:
-    path = _path(env.File(model))
-    if path.suffix != ".ejrvs":
+    nodes = env.arg2nodes(model, env.fs.File)
+    path = _path(nodes[0]) if len(nodes) == 1 else Path(*map(str, nodes))
+    if len(nodes) != 1 or path.suffix != ".ejrvs":
         raise UsageError(
             f"expected a model (`env.NemoModel(…)`) or an `.ejrvs`, got {path}",
             slug="pipeline.models",

@@ -1,0 +1,1 @@
+"""The command lines: `nemo2jarvis`, `jarvis-build`, `jarvis-deploy`, `jarvis-rules`."""

@@ -1,0 +1,111 @@
+"""What every command shares: exit codes, error output, option syntax with suggestions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jarvis_rules import __version__
+from jarvis_rules.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    JarvisError,
+    UsageError,
+    did_you_mean,
+)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse without abbreviations, with suggestions for what it does not know."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("allow_abbrev", False)
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError instead of printing and leaving."""
+        prefix = "argument command: invalid choice: "
+        if message.startswith(prefix):
+            message = f"unknown command {message.removeprefix(prefix).partition(' ')[0]}"
+        raise UsageError(message, slug="usage", hint=f"see `{self.prog} --help`")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse unknown options with the nearest known ones."""
+        # Options may stand between positionals, except where a command has commands of its own.
+        if self._subparsers is None:
+            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
+        else:
+            parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            suggestion = did_you_mean(name, self.option_names(parsed)) if name[:1] == "-" else None
+            what = "option" if name[:1] == "-" else "argument"
+            raise UsageError(
+                f"unknown {what} `{unknown[0]}`",
+                slug="usage",
+                hint=f"{suggestion + ' ' if suggestion else ''}see `{self.prog} --help`",
+            )
+        return parsed
+
+    def option_names(self, parsed: argparse.Namespace) -> list[str]:
+        """Return the options in force, those of the chosen command included."""
+        chosen = getattr(parsed, "parser", self)
+        return [name for parser in (self, chosen) for name in parser._option_string_actions]
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`."""
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+
+def run_command(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; errors go to stderr, without a traceback."""
+    try:
+        code = work(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except JarvisError as error:
+        print(error.render(), file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read stdout has seen enough; the interpreter must not complain when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a fault of jarvis-rules, please report it [bug]", file=sys.stderr)  # noqa: T201
+        return EXIT_BUG
+    return code
+
+
+def print_note(text: str) -> None:
+    """Print a line of talk on stderr."""
+    print(f"note: {text}", file=sys.stderr)  # noqa: T201
+
+
+def parse_file_and_key(text: str, suffixes: Sequence[str]) -> Path:
+    """Return the path of `FILE[:KEY]`, which splits at the first `:` after a known suffix.
+
+    UsageError where a key is given: encrypted archives are not available yet.
+    """
+    for suffix in suffixes:
+        file, found, key = text.partition(f"{suffix}:")
+        if found and key:
+            raise UsageError(
+                "a key was given, but encrypted archives are not available yet",
+                slug="key.planned",
+                where=f"{file}{suffix}",
+                hint=f"leave the key out: `{file}{suffix}`",
+            )
+        if found:
+            return Path(file + suffix)
+    return Path(text)

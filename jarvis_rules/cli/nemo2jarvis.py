@@ -1,0 +1,47 @@
+"""`nemo2jarvis`: a `.nemo` checkpoint → an `.ejrvs` archive."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jarvis_rules.cli.command import ArgumentParser, add_version, run_command
+
+_EXAMPLES = """\
+examples:
+  nemo2jarvis model.nemo                        writes model.ejrvs next to it
+  nemo2jarvis --out build/asr.ejrvs model.nemo
+"""
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(
+        prog="nemo2jarvis",
+        description="Export a .nemo checkpoint to a Jarvis .ejrvs archive.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("source", help="Source .nemo file")
+    parser.add_argument("--out", help="Location to write resulting Jarvis EFF input to (default: None)")
+    add_version(parser)
+    arguments = parser.parse_args(argv)
+    source = Path(arguments.source)
+    # The old tool forced the suffix too.
+    archive = Path(arguments.out or source).with_suffix(".ejrvs")
+
+    from jarvis_rules.execution.delivery import Destination
+    from jarvis_rules.execution.workspace import open_executor
+    from jarvis_rules.reporting.console import Console
+    from jarvis_rules.rules.rules import export_model
+
+    info = export_model(source, archive)
+    assert info.action is not None
+    with Console() as console, open_executor(console) as executor:
+        executor.run(info.action.spec, Destination(archive))
+    print(archive)  # noqa: T201
+    return 0
+
+
+def main() -> None:
+    """Run the command."""
+    sys.exit(run_command(_run))

@@ -1,0 +1,76 @@
+"""Recorded models for the tests of exporters; as a program: `exporter_testing.py NAME FOLDER`."""
+
+import copy
+import functools
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jarvis_rules.exporters.exporter import ExportedModel, SourceModel, export_model
+from jarvis_rules.formats.nemo import open_nemo
+
+MODELS = Path(__file__).parents[2] / "data" / "models"
+VARIANTS = tuple(sorted(f"variants/{p.stem}" for p in MODELS.glob("variants/*.nemo")))
+GRAPH = "model_graph.onnx"
+
+
+@functools.cache
+def _source(name: str) -> SourceModel:
+    with open_nemo(MODELS / f"{name}.nemo") as archive:
+        weights = {key: np.array(array) for key, array in archive.state_dict().items()}
+        return SourceModel(archive.target, archive.config, weights, archive.artifact)
+
+
+def source(name: str) -> SourceModel:
+    """Return a model whose configuration and weights a test may change."""
+    model = _source(name)
+    return replace(model, config=copy.deepcopy(model.config), weights=dict(model.weights))
+
+
+def recorded(name: str) -> dict[str, np.ndarray]:
+    with np.load(MODELS / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+def dump(model: ExportedModel) -> dict[str, bytes]:
+    """Return all that is exported, as files."""
+    files = dict(model.assets)
+    for name, graph in model.graphs.items():
+        file = io.BytesIO()
+        graph.write(file)
+        files[name] = file.getvalue()
+    files["facts.json"] = json.dumps(model.facts, allow_nan=False).encode()
+    return files
+
+
+class Runner:
+    """An exported acoustic model in onnxruntime, on one thread."""
+
+    def __init__(self, model: ExportedModel) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(
+            dump(model)[GRAPH], options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, features: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        feed = {"audio_signal": features, "length": np.asarray(length, np.int64)}
+        logprobs, encoded_length = self.session.run(["logprobs", "encoded_length"], feed)
+        return logprobs, encoded_length
+
+
+def main() -> None:
+    name, folder = sys.argv[1:]
+    for member, data in dump(export_model(source(name))).items():
+        (Path(folder) / member).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
