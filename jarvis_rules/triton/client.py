@@ -101,7 +101,7 @@ def recognize(url: str, pipeline: str, audio: list[NDArray[np.float32]]) -> list
 
 
 def _recognize_one(
-    client: Any,  # noqa: ANN401
+    client: Any,
     pipeline: str,
     samples: NDArray[np.float32],
 ) -> Recognition:
@@ -171,7 +171,7 @@ def _connected(url: str) -> Iterator[Any]:
         client.close()
 
 
-def _require_live(client: Any, url: str) -> None:  # noqa: ANN401
+def _require_live(client: Any, url: str) -> None:
     from tritonclient.utils import InferenceServerException
 
     try:
@@ -184,12 +184,12 @@ def _require_live(client: Any, url: str) -> None:  # noqa: ANN401
         ) from fault
 
 
-def _reason(fault: Any) -> str:  # noqa: ANN401
+def _reason(fault: Any) -> str:
     status = str(fault.status() or "").removeprefix("StatusCode.")
     return f"{fault.message()} ({status})" if status else str(fault.message())
 
 
-def _unknown(client: Any, url: str, pipeline: str) -> JarvisError:  # noqa: ANN401
+def _unknown(client: Any, url: str, pipeline: str) -> JarvisError:
     names = [
         model.name
         for model in client.get_model_repository_index(client_timeout=CONNECT_SECONDS).models
@@ -205,6 +205,6 @@ def _unknown(client: Any, url: str, pipeline: str) -> JarvisError:  # noqa: ANN4
     )
 
 
-def _is_ensemble(client: Any, model: str) -> bool:  # noqa: ANN401
+def _is_ensemble(client: Any, model: str) -> bool:
     config = client.get_model_config(model, client_timeout=CONNECT_SECONDS).config
     return bool(config.platform == "ensemble")

@@ -77,7 +77,7 @@ def lint_ensemble(
         yield from _lint_order(ensemble, wiring)
 
 
-def _end(model: Model, tensor: Any, owner: str = "") -> End:  # noqa: ANN401
+def _end(model: Model, tensor: Any, owner: str = "") -> End:
     from tritonclient.grpc import model_config_pb2
 
     return End(
@@ -88,7 +88,7 @@ def _end(model: Model, tensor: Any, owner: str = "") -> End:  # noqa: ANN401
     )
 
 
-def _connect(wiring: Wiring, step: Any, member: Model) -> None:  # noqa: ANN401
+def _connect(wiring: Wiring, step: Any, member: Model) -> None:
     for side, mapping, tensors in (
         (wiring.readers, step.input_map, member.config.input),
         (wiring.makers, step.output_map, member.config.output),
@@ -106,7 +106,7 @@ def _connect(wiring: Wiring, step: Any, member: Model) -> None:  # noqa: ANN401
 def _lint_step(
     ensemble: Model,
     number: int,
-    step: Any,  # noqa: ANN401
+    step: Any,
     member: Model,
 ) -> Iterator[LintFinding]:
     sides = (

@@ -167,7 +167,7 @@ def _lint_onnx(model: Model, path: Path) -> Iterator[LintFinding]:
         )
 
 
-def _configured_tensor(tensor: Any) -> Tensor:  # noqa: ANN401
+def _configured_tensor(tensor: Any) -> Tensor:
     """Return a ModelInput or ModelOutput as the model sees it: reshaped, without the batch."""
     from tritonclient.grpc import model_config_pb2
 
@@ -177,7 +177,7 @@ def _configured_tensor(tensor: Any) -> Tensor:  # noqa: ANN401
     )
 
 
-def _onnx_tensor(value: Any) -> Tensor:  # noqa: ANN401
+def _onnx_tensor(value: Any) -> Tensor:
     import onnx
 
     tensor = value.type.tensor_type

@@ -69,8 +69,8 @@ def compose_repository(pipeline: Pipeline, engines: Mapping[str, EngineFile]) ->
         model = models[module.name]
         if module.engine is not None:
             _add_engine(files, module, model, engines[module.engine])
-        else:
-            _add_backend(files, module, model)
+        elif module.backend is not None:
+            _add_backend(files, module, model, module.backend)
         for name, member in module.files.items():
             files.members[f"{model}/{VERSION}/{name}"] = member
     files.data[f"{pipeline.name}/config.pbtxt"] = render_config(ensemble_config(pipeline, models))
@@ -112,14 +112,13 @@ def _compatible(
     return all(-1 in pair or pair[0] == pair[1] for pair in zip(found[1], expected[1], strict=True))
 
 
-def _add_backend(files: RepositoryFiles, module: Module, model: str) -> None:
-    assert module.backend is not None
+def _add_backend(files: RepositoryFiles, module: Module, model: str, backend: str) -> None:
     files.data[f"{model}/config.pbtxt"] = render_config(backend_config(module))
-    shim = _SHIM.format(package=_CARRIED, module=module.backend)
+    shim = _SHIM.format(package=_CARRIED, module=backend)
     files.data[f"{model}/{VERSION}/model.py"] = shim.encode()
     folder = f"{model}/{VERSION}/{_CARRIED}"
     files.data[f"{folder}/__init__.py"] = b""
-    for name in carried_modules(module.backend):
+    for name in carried_modules(backend):
         files.data[f"{folder}/{name}.py"] = (_RUNTIME / f"{name}.py").read_bytes()
 
 

@@ -68,7 +68,7 @@ class TritonPythonModel:
                 responses[index] = answer
         return responses
 
-    def _feed(self, request: Any) -> dict[str, np.ndarray]:  # noqa: ANN401
+    def _feed(self, request: Any) -> dict[str, np.ndarray]:
         found = {}
         for tensor in self._inputs:
             value = pb_utils.get_input_tensor_by_name(request, tensor.name)
@@ -102,7 +102,7 @@ class TritonPythonModel:
             for size, end in zip(sizes, ends, strict=True)
         ]
 
-    def _response(self, outputs: dict[str, np.ndarray]) -> Any:  # noqa: ANN401
+    def _response(self, outputs: dict[str, np.ndarray]) -> Any:
         tensors = [pb_utils.Tensor(name, _from_onnx(array)) for name, array in outputs.items()]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
