@@ -66,7 +66,7 @@ class ToolchainError(JarvisError):
     exit_code = EXIT_TOOLCHAIN
 
 
-class JarvisBug(Exception):
+class JarvisBug(Exception):  # noqa: N818  (a bug, told apart from every error)
     """A state that only a fault of this program can produce."""
 
     exit_code = EXIT_BUG

@@ -135,11 +135,12 @@ def _describe_repository(path: Path) -> dict[str, Any]:
 def _print_text(document: Mapping[str, Any]) -> None:
     match document["format"]:
         case "nemo":
+            tensors = len(document["tensors"])
             _print_pairs(
                 {
                     "class": document["class"],
                     "NeMo version": document["nemo_version"],
-                    "parameters": f"{document['parameters']:,} in {len(document['tensors'])} tensors",
+                    "parameters": f"{document['parameters']:,} in {tensors} tensors",
                 }
             )
             _print_table(("member", "bytes"), ((m["name"], m["size"]) for m in document["members"]))
@@ -190,7 +191,8 @@ def _print_repository(pipeline: Mapping[str, Any]) -> None:
         {
             "pipeline": pipeline["pipeline"],
             "kind": pipeline["kind"],
-            "GPU target": gpu["name"] + (f" (compute capability {capability})" if capability else ""),
+            "GPU target": gpu["name"]
+            + (f" (compute capability {capability})" if capability else ""),
         }
     )
     _print_table(

@@ -113,15 +113,14 @@ def _build(kind: PipelineKind, arguments: argparse.Namespace) -> int:
     jmir = parse_file_and_key(arguments.out, (".jmir",))
     _require_suffix(jmir, ".jmir", "the output")
     models = _models(kind, arguments.sources)
-    info = build_pipeline(kind.name, arguments.name, models, given, jmir)
+    _, action = build_pipeline(kind.name, arguments.name, models, given, jmir)
     for name in kind.without_effect(given):
         print_note(f"option `--{name}` has no effect here")
     if kind.name == "speech_recognition" and not {"offline", "streaming"} & given.keys():
         print_note("built for whole utterances (--offline): streaming is not available yet")
-    assert info.action is not None
     with Console() as console, open_executor(console) as executor:
-        executed = executor.run(info.action.spec)
-        digest = executed.result.outputs[info.action.spec.output.file]
+        executed = executor.run(action.spec)
+        digest = executed.result.outputs[action.spec.output.file]
         if jmir.exists() and not arguments.force and digest_file(jmir) != digest:
             raise UsageError(
                 "exists, and what would be written differs",
@@ -129,7 +128,7 @@ def _build(kind: PipelineKind, arguments: argparse.Namespace) -> int:
                 where=str(jmir),
                 hint="overwrite it with `-f`, or choose another name",
             )
-        executor.deliver(info.action.spec, executed, Destination(jmir))
+        executor.deliver(action.spec, executed, Destination(jmir))
     print(jmir)  # noqa: T201
     return 0
 

@@ -66,7 +66,7 @@ def _deploy(paths: Sequence[Path], directory: Path, gpu: GpuTarget, force: bool)
         _refuse_clashes(assembled)
         for action, executed in assembled:
             if not force:
-                _refuse_overwriting(executor, action, executed)
+                _refuse_overwriting(executor, action, executed, directory)
         for action, executed in assembled:
             executor.deliver(action.spec, executed, action.destination)
     print(directory)  # noqa: T201
@@ -116,10 +116,10 @@ def _refuse_clashes(assembled: Sequence[tuple[DeclaredAction, Executed]]) -> Non
                 )
 
 
-def _refuse_overwriting(executor: Executor, action: DeclaredAction, executed: Executed) -> None:
+def _refuse_overwriting(
+    executor: Executor, action: DeclaredAction, executed: Executed, tree: Path
+) -> None:
     """UsageError where a model of the same name is there and differs; other models stay."""
-    tree = action.destination.tree
-    assert tree is not None
     path = find_conflict(executor.digests, action.spec.output, executed.result, tree)
     if path is not None:
         model, _, file = path.relative_to(tree).as_posix().partition("/")

@@ -22,7 +22,9 @@ def _run(argv: Sequence[str]) -> int:
         epilog=_EXAMPLES,
     )
     parser.add_argument("source", help="Source .nemo file")
-    parser.add_argument("--out", help="Location to write resulting Jarvis EFF input to (default: None)")
+    parser.add_argument(
+        "--out", help="Location to write resulting Jarvis EFF input to (default: None)"
+    )
     add_version(parser)
     arguments = parser.parse_args(argv)
     source = Path(arguments.source)
@@ -35,7 +37,6 @@ def _run(argv: Sequence[str]) -> int:
     from jarvis_rules.rules.rules import export_model
 
     info = export_model(source, archive)
-    assert info.action is not None
     with Console() as console, open_executor(console) as executor:
         executor.run(info.action.spec, Destination(archive))
     print(archive)  # noqa: T201

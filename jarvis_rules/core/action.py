@@ -16,6 +16,7 @@ REQUEST = "request.json"
 INPUTS = "inputs"
 OUTPUTS = "outputs"
 DEFAULT_TIMEOUT = 3600
+MAX_TREE_PATH = 1024
 
 # What a tool sees: nothing of the caller's environment, nothing that varies between machines.
 ENVIRONMENT: Mapping[str, str] = {
@@ -64,6 +65,15 @@ class StoredInput:
 Input = FileInput | MemberInput | TreeInput | StoredInput
 
 
+def is_tree_path(name: str) -> bool:
+    """Return whether `name` is a relative path that stays where it is put, and prints safely.
+
+    Manifests and cached results name files; whoever wrote them must not choose the place.
+    """
+    parts = name.split("/")
+    return name.isprintable() and len(name) <= MAX_TREE_PATH and not {"", ".", ".."} & {*parts}
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """What an action declares: one file, or a manifest and the tree of the files that it lists."""
@@ -96,9 +106,7 @@ class Action:
 
     def messages(self) -> tuple[bytes, bytes, dict[Digest, bytes]]:
         """Return the `Action` and `Command` messages and the `Directory` messages by digest."""
-        command = encode_command(
-            self.argv, self.environment, self.output.paths(), self.platform
-        )
+        command = encode_command(self.argv, self.environment, self.output.paths(), self.platform)
         root, directories = encode_input_root(self.inputs)
         action = encode_action(digest_bytes(command), root, self.timeout, self.platform)
         return action, command, directories
@@ -199,9 +207,14 @@ class ActionResult:
     def from_json(cls, document: Any) -> ActionResult:
         """Return the result that `to_json` wrote; ValueError for anything else."""
         match document:
-            case {"version": 1, "outputs": dict(outputs), "log": log, "seconds": seconds}:
+            case {
+                "version": 1,
+                "outputs": dict(outputs),
+                "log": log,
+                "seconds": int() | float() as seconds,
+            } if all(is_tree_path(name) for name in outputs):
                 return cls(
-                    {str(name): Digest.from_json(digest) for name, digest in outputs.items()},
+                    {name: Digest.from_json(digest) for name, digest in outputs.items()},
                     Digest.from_json(log),
                     float(seconds),
                 )

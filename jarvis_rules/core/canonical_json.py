@@ -11,10 +11,15 @@ def dump_canonical_json(value: Any) -> bytes:
     text = json.dumps(
         value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
-    return text.encode()
+    return _encode(text)
 
 
 def dump_readable_json(value: Any) -> bytes:
     """Return the same value for people: indented, keys sorted, a newline at the end."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2, allow_nan=False)
-    return text.encode() + b"\n"
+    return _encode(text) + b"\n"
+
+
+def _encode(text: str) -> bytes:
+    # What UTF-8 cannot hold, the bytes of a foreign file name, becomes JSON's own escape.
+    return text.encode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Content digests: SHA-256 for what crosses a trust boundary, xxh3-128 for local change detection."""
+"""Content digests: SHA-256 across machines and trust boundaries, xxh3-128 for local changes."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ def detect_gpu() -> tuple[GpuTarget, str]:
         return cpu, "no NVIDIA driver here, so the target is `cpu`"
     argv = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        output = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return cpu, "`nvidia-smi` finds no GPU, so the target is `cpu`"
     names = [re.sub(r"[^a-z0-9]+", "-", line.strip().lower()) for line in output.splitlines()]

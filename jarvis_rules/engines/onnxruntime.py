@@ -1,4 +1,4 @@
-"""onnxruntime: the portable engine. The graph is served as it is, checked by loading and running it.
+"""onnxruntime: the portable engine. The graph is served as it is, once it has loaded and run.
 
 Triton's ONNX Runtime backend runs the file on a CPU or on any GPU that the server's build of ONNX
 Runtime knows; nothing in it is specific to the target.
@@ -7,7 +7,7 @@ Runtime knows; nothing in it is specific to the target.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ def _build(graph: Path, engine: Path, gpu: GpuTarget) -> BuiltEngine:
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(str(graph), options, providers=[_PROVIDER])
+        inputs, outputs = map(_describe_all, (session.get_inputs(), session.get_outputs()))
         session.run(None, {node.name: _zeros(node) for node in session.get_inputs()})
+    except JarvisError as error:
+        raise error.at(str(graph)) from None
     except Exception as error:
         # ONNX Runtime's own errors share no base class but Exception.
         raise JarvisError(
@@ -51,8 +54,8 @@ def _build(graph: Path, engine: Path, gpu: GpuTarget) -> BuiltEngine:
         toolchain_version=ort.__version__,
         portable=True,
         executed=executed,
-        inputs=tuple(_describe(node) for node in session.get_inputs()),
-        outputs=tuple(_describe(node) for node in session.get_outputs()),
+        inputs=inputs,
+        outputs=outputs,
     )
 
 
@@ -66,7 +69,17 @@ def _zeros(node: Any) -> Any:
     return np.zeros(sizes, dtype=_DTYPES[node.type][1])
 
 
+def _describe_all(nodes: Iterable[Any]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(_describe(node) for node in nodes)
+
+
 def _describe(node: Any) -> Mapping[str, Any]:
+    if node.type not in _DTYPES:
+        raise JarvisError(
+            f"the tensor `{node.name}` is a {node.type}, which no pipeline can pass on",
+            slug="engine.dtype",
+            hint=f"the graph's inputs and outputs may be: {', '.join(_DTYPES)}",
+        )
     dims = [size if isinstance(size, int) else -1 for size in node.shape]
     return {"name": node.name, "dtype": _DTYPES[node.type][0], "dims": dims}
 

@@ -11,10 +11,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from jarvis_rules.core.action import ActionResult, Output
+from jarvis_rules.core.action import ActionResult, Output, is_tree_path
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.core.digest import Digest
 from jarvis_rules.errors import IntegrityError
@@ -23,6 +23,8 @@ from jarvis_rules.execution.store import Store
 
 # Python writes it beside a model that a server has loaded.
 _UNLISTED = "__pycache__"
+# What reading a damaged JSON document may raise.
+_NOT_A_DOCUMENT = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,25 @@ def listed_files(manifest: Path) -> dict[str, Digest]:
 
     IntegrityError where it is not a manifest or a name leaves the tree.
     """
+    hint = "build again: the target that makes it will be repaired"
     try:
         document = json.loads(manifest.read_bytes())
         files = {str(n): Digest.from_json(d) for n, d in document["files"].items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, *_NOT_A_DOCUMENT) as error:
         raise IntegrityError(
-            f"not a manifest of files: {error}", slug="manifest.invalid", where=str(manifest)
+            f"not a manifest of files: {error}",
+            slug="manifest.invalid",
+            where=str(manifest),
+            hint=hint,
         ) from None
+    folders = {parent for name in files for parent in _parents(name)}
     for name in files:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts:
+        if not is_tree_path(name) or name in folders:
             raise IntegrityError(
-                f"file name `{name}` leaves the tree", slug="manifest.path", where=str(manifest)
+                f"file name {name!a} is no plain path inside the tree",
+                slug="manifest.path",
+                where=str(manifest),
+                hint=hint,
             )
     return files
 
@@ -68,23 +77,21 @@ def deliver(
     Files that an earlier delivery put there and this one no longer lists are removed.
     BlobMissingError where the store has lost one.
     """
-    before = _delivered_before(output, destination)
+    if destination.tree is not None:
+        before = _delivered_before(output, destination)
+        destination.file.unlink(missing_ok=True)
+        # The record tells the next delivery what this one was to remove, should it be killed here.
+        kept = {path for path, _ in _expected(output, result.outputs, destination)}
+        for path in before - kept:
+            _remove_file(path, destination.tree)
+        for path in [*_strays(output, result.outputs, destination.tree)]:
+            _remove_stray(path, destination.tree)
     if destination.record is not None:
         destination.record.unlink(missing_ok=True)
-    if destination.tree is not None:
-        destination.file.unlink(missing_ok=True)
-    for path, digest in _expected(output, result.outputs, destination):
+    files = [*_expected(output, result.outputs, destination)]
+    for path, digest in [*files, (destination.file, result.outputs[output.file])]:
         if not _is(digests, path, digest):
-            store.copy_to(digest, path)
-            digests.record(path, digest)
-    if destination.tree is not None and output.tree is not None:
-        kept = {path for path, _ in _expected(output, result.outputs, destination)}
-        strays = {*_strays(output, result.outputs, destination.tree), *(before - kept)}
-        for path in strays:
-            path.unlink(missing_ok=True)
-            _remove_empty(path.parent, destination.tree)
-    store.copy_to(result.outputs[output.file], destination.file)
-    digests.record(destination.file, result.outputs[output.file])
+            digests.record(path, digest, store.copy_to(digest, path))
     if destination.record is not None:
         digest = store.put_bytes(dump_readable_json(dict(record)))
         store.copy_to(digest, destination.record)
@@ -98,22 +105,23 @@ def is_intact(digests: FileDigests, output: Output, destination: Destination) ->
         document = json.loads(destination.record.read_bytes())
         outputs = {str(n): Digest.from_json(d) for n, d in document["outputs"].items()}
         expected = [*_expected(output, outputs, destination)]
-        if not _is(digests, destination.file, outputs[output.file]):
+        if not all(
+            _is(digests, path, digest)
+            for path, digest in [(destination.file, outputs[output.file]), *expected]
+        ):
             return False
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return destination.tree is None or not any(_strays(output, outputs, destination.tree))
+    except (OSError, *_NOT_A_DOCUMENT):
         return False
-    if not all(_is(digests, path, digest) for path, digest in expected):
-        return False
-    return destination.tree is None or not any(_strays(output, outputs, destination.tree))
 
 
 def find_conflict(
     digests: FileDigests, output: Output, result: ActionResult, tree: Path
 ) -> Path | None:
     """Return a file of the tree's existing top folders that a delivery would change or remove."""
-    expected = list(_expected(output, result.outputs, Destination(tree, tree)))
-    for path, digest in expected:
-        if (tree / path.relative_to(tree).parts[0]).exists() and not _is(digests, path, digest):
+    for path, digest in _expected(output, result.outputs, Destination(tree, tree)):
+        top = tree / path.relative_to(tree).parts[0]
+        if os.path.lexists(top) and not _is(digests, path, digest):
             return path
     return next(_strays(output, result.outputs, tree), None)
 
@@ -141,9 +149,9 @@ def _delivered_before(output: Output, destination: Destination) -> set[Path]:
             outputs = json.loads(destination.record.read_bytes())["outputs"]
             prefix = f"{output.tree}/"
             names |= {n.removeprefix(prefix) for n in outputs if n.startswith(prefix)}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *_NOT_A_DOCUMENT):
             pass
-    return {destination.tree / name for name in names if ".." not in name.split("/")}
+    return {destination.tree / name for name in names if is_tree_path(name)}
 
 
 def _expected(
@@ -159,16 +167,34 @@ def _expected(
 
 
 def _strays(output: Output, outputs: Mapping[str, Digest], tree: Path) -> Iterator[Path]:
-    """Yield the files in the tree's own top folders that the manifest does not list."""
+    """Yield what is in the tree's own top folders and does not belong there.
+
+    That is a file or folder that the manifest does not list, a link in the place of a folder, and
+    a folder in the place of a file or the other way round.
+    """
     prefix = f"{output.tree}/"
     names = {name.removeprefix(prefix) for name in outputs if name.startswith(prefix)}
-    for top in sorted({name.partition("/")[0] for name in names if "/" in name}):
-        for folder, folders, files in os.walk(tree / top):
-            folders[:] = [name for name in folders if name != _UNLISTED]
-            for name in files:
-                path = Path(folder, name)
-                if path.relative_to(tree).as_posix() not in names:
-                    yield path
+    folders = {parent for name in names for parent in _parents(name)}
+    pending = sorted(name for name in folders if "/" not in name)
+    while pending:
+        folder = pending.pop()
+        path = tree / folder
+        if path.is_symlink() or not path.is_dir():
+            if os.path.lexists(path):
+                yield path
+            continue
+        for entry in sorted(path.iterdir()):
+            name = f"{folder}/{entry.name}"
+            if name in folders:
+                pending.append(name)
+            elif entry.name != _UNLISTED and (name not in names or entry.is_dir()):
+                yield entry
+
+
+def _parents(name: str) -> Iterator[str]:
+    """Yield the folders of a file name: `a` and `a/b` of `a/b/c`."""
+    parts = name.split("/")
+    return ("/".join(parts[:end]) for end in range(1, len(parts)))
 
 
 def _is(digests: FileDigests, path: Path, digest: Digest) -> bool:
@@ -176,6 +202,22 @@ def _is(digests: FileDigests, path: Path, digest: Digest) -> bool:
         return path.stat().st_size == digest.size and digests.sha256(path) == digest
     except OSError:
         return False
+
+
+def _remove_file(path: Path, tree: Path) -> None:
+    """Remove a file that an earlier delivery left, if it is still in the tree."""
+    # A folder of the tree may have become a link to somewhere else since.
+    if path.parent.resolve().is_relative_to(tree.resolve()) and path.is_file():
+        path.unlink()
+        _remove_empty(path.parent, tree)
+
+
+def _remove_stray(path: Path, tree: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    _remove_empty(path.parent, tree)
 
 
 def _remove_empty(folder: Path, stop: Path) -> None:

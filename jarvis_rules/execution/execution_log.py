@@ -19,7 +19,10 @@ from jarvis_rules.core.events import Outcome
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """What happened to one action; `seconds` is wall time, the lookup included."""
+    """What happened to one action; `seconds` is wall time, the lookup included.
+
+    `key` is empty where an input could not be read, so that there is no key.
+    """
 
     key: str
     mnemonic: str
@@ -60,16 +63,22 @@ class ExecutionLog:
         line = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line.encode())
+            # A file name need not be UTF-8.
+            os.write(handle, line.encode(errors="backslashreplace"))
         finally:
             os.close(handle)
 
 
 def read_last_build(path: Path) -> list[dict[str, Any]]:
-    """Return the action lines of the last build in the log at `path`."""
+    """Return the action lines of the last build in a log; damaged lines are left out."""
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        document = json.loads(text)
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            document = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(document, dict):
+            continue
         if "build" in document:
             lines = []
         else:

@@ -1,61 +1,75 @@
 """Digests of files on disk, memoised by (size, mtime_ns, ctime_ns, inode) in one SQLite database.
 
-A multi-GB model that did not change costs one `stat`. A file whose stamp lies within the file
-system's clock granularity of now is not memoised: an edit in the same tick would be invisible.
+A multi-GB model that did not change costs one `stat`. A file that was written so shortly before it
+was looked at that a further write could leave the same stamp is not memoised. The database is a
+memo and nothing else: a damaged one is replaced, one that cannot be asked is done without.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sqlite3
+import stat
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jarvis_rules.core.digest import Digest, digest_file, xxh3_file
+from jarvis_rules.errors import ToolchainError
 
 _SCHEMA = """
-create table if not exists files (
-    path text primary key, size integer, mtime_ns integer, ctime_ns integer, inode integer,
-    sha256 text, xxh3 text
+create table if not exists digests (
+    path blob primary key, stamp text not null, sha256 text, xxh3 text
 ) without rowid
 """
-# Coarser than the kernel's timer tick (at most 10 ms) and than common network file systems' stamps.
-_RACY_NS = 20_000_000
+# The kernel's timer tick is at most 10 ms; some file systems keep whole seconds, FAT even two.
+_TICK_NS, _COARSE_TICK_NS = 20_000_000, 2_000_000_000
+_SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """What changes when a file does."""
+    """What changes when a file does.
+
+    `racy` tells that the stamp was taken within one tick of the file's last change: a further
+    write could leave this very stamp.
+    """
 
     size: int
     mtime_ns: int
     ctime_ns: int
     inode: int
+    racy: bool = field(compare=False, default=False)
 
     @classmethod
     def of(cls, path: Path) -> FileStamp:
-        """Return the stamp of the file at `path`; OSError where there is none."""
+        """Return the stamp of the regular file at `path`; OSError where there is none."""
         status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a named pipe would wait for a writer, reading a device may never end.
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        times = status.st_mtime_ns, status.st_ctime_ns
+        tick = _COARSE_TICK_NS if not any(t % _SECOND_NS for t in times) else _TICK_NS
+        racy = time.time_ns() - status.st_ctime_ns < tick
+        return cls(status.st_size, *times, status.st_ino, racy)
 
-    def is_racy(self) -> bool:
-        """Return whether a further write could leave this very stamp."""
-        return time.time_ns() - max(self.mtime_ns, self.ctime_ns) < _RACY_NS
+    def text(self) -> str:
+        """Return the stamp as the database keeps it."""
+        return f"{self.size} {self.mtime_ns} {self.ctime_ns} {self.inode}"
 
 
 class FileDigests:
     """The digest of any file, from memory when its stamp has not changed. Thread-safe."""
 
     def __init__(self, database: Path) -> None:
-        database.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(database, check_same_thread=False, timeout=60)
-        self._connection.execute("pragma journal_mode=wal")
-        self._connection.execute("pragma synchronous=off")
-        with self._connection:
-            self._connection.execute(_SCHEMA)
+        self._connection = _open(database)
 
     def close(self) -> None:
         """Close the database."""
@@ -64,50 +78,102 @@ class FileDigests:
 
     def sha256(self, path: Path) -> Digest:
         """Return the SHA-256 digest of the file at `path`; OSError where it cannot be read."""
-        stamp, row = self._lookup(path)
-        if row is not None and row[0]:
-            return Digest(row[0], stamp.size)
+        stamp = FileStamp.of(path)
+        known = self._recall(path, stamp, "sha256")
+        if known is not None:
+            return Digest(known, stamp.size)
         digest = digest_file(path)
-        self._remember(path, stamp, "sha256", digest.sha256)
+        if not stamp.racy and FileStamp.of(path) == stamp:
+            self._remember(path, stamp, "sha256", digest.sha256)
         return digest
 
     def xxh3(self, path: Path) -> str:
         """Return the xxh3-128 of the file at `path`; OSError where it cannot be read."""
-        stamp, row = self._lookup(path)
-        if row is not None and row[1]:
-            return str(row[1])
+        stamp = FileStamp.of(path)
+        known = self._recall(path, stamp, "xxh3")
+        if known is not None:
+            return known
         digest = xxh3_file(path)
-        self._remember(path, stamp, "xxh3", digest)
+        if not stamp.racy and FileStamp.of(path) == stamp:
+            self._remember(path, stamp, "xxh3", digest)
         return digest
 
-    def record(self, path: Path, digest: Digest) -> None:
-        """Remember what was just written to `path`, to spare reading it again."""
-        self._remember(path, FileStamp.of(path), "sha256", digest.sha256, settled=True)
+    def record(self, path: Path, digest: Digest, written: os.stat_result) -> None:
+        """Remember what was just written to `path`, to spare reading it again.
 
-    def _lookup(self, path: Path) -> tuple[FileStamp, tuple[str | None, str | None] | None]:
+        `written` tells the file that was written: another one, which another process has put in
+        its place meanwhile, is not remembered.
+        """
         stamp = FileStamp.of(path)
-        query = (
-            "select sha256, xxh3 from files where path=? and size=? and mtime_ns=? "
-            "and ctime_ns=? and inode=?"
-        )
-        key = (os.path.abspath(path), stamp.size, stamp.mtime_ns, stamp.ctime_ns, stamp.inode)  # noqa: PTH100  (no symlinks resolved)
-        with self._lock:
-            return stamp, self._connection.execute(query, key).fetchone()
+        if (stamp.inode, stamp.size, stamp.mtime_ns) == (
+            written.st_ino,
+            written.st_size,
+            written.st_mtime_ns,
+        ):
+            self._remember(path, stamp, "sha256", digest.sha256)
 
-    def _remember(
-        self, path: Path, stamp: FileStamp, column: str, value: str, settled: bool = False
-    ) -> None:
-        if FileStamp.of(path) != stamp or (stamp.is_racy() and not settled):
-            return
-        name = os.path.abspath(path)  # noqa: PTH100
-        row = (name, stamp.size, stamp.mtime_ns, stamp.ctime_ns, stamp.inode)
-        with self._lock, self._connection:
-            self._connection.execute(
-                "insert into files (path, size, mtime_ns, ctime_ns, inode) values (?,?,?,?,?) "
-                "on conflict (path) do update set size=excluded.size, mtime_ns=excluded.mtime_ns, "
-                "ctime_ns=excluded.ctime_ns, inode=excluded.inode, sha256=null, xxh3=null "
-                "where size!=excluded.size or mtime_ns!=excluded.mtime_ns "
-                "or ctime_ns!=excluded.ctime_ns or inode!=excluded.inode",
-                row,
-            )
-            self._connection.execute(f"update files set {column}=? where path=?", (value, name))  # noqa: S608  (two literal names)
+    def _recall(self, path: Path, stamp: FileStamp, column: str) -> str | None:
+        row = self._ask(
+            f"select {column} from digests where path=? and stamp=?",  # noqa: S608  (two literal names)
+            (_key(path), stamp.text()),
+        )
+        return None if row is None else row[0]
+
+    def _remember(self, path: Path, stamp: FileStamp, column: str, value: str) -> None:
+        other = {"sha256": "xxh3", "xxh3": "sha256"}[column]
+        self._ask(
+            f"insert into digests (path, stamp, {column}) values (?,?,?) on conflict (path) "  # noqa: S608
+            f"do update set {other}=case when stamp=excluded.stamp then {other} end, "
+            f"{column}=excluded.{column}, stamp=excluded.stamp",
+            (_key(path), stamp.text(), value),
+        )
+
+    def _ask(self, statement: str, values: tuple[Any, ...]) -> Any:
+        try:
+            with self._lock, self._connection:
+                return self._connection.execute(statement, values).fetchone()
+        except sqlite3.DatabaseError:
+            return None
+
+
+def _key(path: Path) -> bytes:
+    # A file name is bytes and need not be UTF-8. No symbolic link is resolved.
+    return os.fsencode(os.path.abspath(path))  # noqa: PTH100
+
+
+def _open(database: Path) -> sqlite3.Connection:
+    """Open the database, a new one in the place of a damaged one."""
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with database.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                return _connect(database)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                for suffix in ("", "-wal", "-shm"):
+                    Path(f"{database}{suffix}").unlink(missing_ok=True)
+                return _connect(database)
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise ToolchainError(
+            f"cannot be opened: {error}",
+            slug="cache.unusable",
+            where=str(database),
+            hint="set `JARVIS_CACHE` to a folder that you may write to",
+        ) from None
+
+
+def _connect(database: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(database, check_same_thread=False, timeout=60)
+    try:
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("pragma synchronous=off")
+        with connection:
+            connection.execute(_SCHEMA)
+        if connection.execute("pragma quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("damaged")
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -20,16 +20,22 @@ from typing import BinaryIO
 
 from jarvis_rules.core.action import ActionResult
 from jarvis_rules.core.canonical_json import dump_canonical_json
-from jarvis_rules.core.digest import Digest, digest_bytes, digest_stream
-from jarvis_rules.errors import IntegrityError
-
+from jarvis_rules.core.digest import Digest, digest_bytes, digest_file, digest_stream
+from jarvis_rules.errors import IntegrityError, ToolchainError
 
 # Marks a file in an output folder that a killed build left behind.
 UNFINISHED = ".jarvis-unfinished"
 
 
-class BlobMissingError(Exception):
+class BlobMissingError(IntegrityError):
     """A blob is not in the store, or was damaged and has been removed."""
+
+    def __init__(self, digest: Digest) -> None:
+        super().__init__(
+            f"the stored content {digest} is missing, or was damaged and has been removed",
+            slug="store.damaged",
+            hint="build again: it will be made anew",
+        )
 
 
 class Store:
@@ -40,10 +46,18 @@ class Store:
         self._cas = root / "cas"
         self._ac = root / "ac"
         self._tmp = root / "tmp"
-        for folder in (self._cas, self._ac, self._tmp):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._remove_abandoned()
-        self._session = self._open_session()
+        try:
+            for folder in (self._cas, self._ac, self._tmp):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._remove_abandoned()
+            self._session = self._open_session()
+        except OSError as error:
+            raise ToolchainError(
+                f"cannot be used as the cache folder: {error.strerror}",
+                slug="cache.unusable",
+                where=str(root),
+                hint="set `JARVIS_CACHE` to a folder that you may write to",
+            ) from None
 
     def _open_session(self) -> Path:
         """Make this process's scratch folder, marked as in use by a lock that dies with it."""
@@ -127,13 +141,22 @@ class Store:
         try:
             data = self.path(digest).read_bytes()
         except FileNotFoundError:
-            raise BlobMissingError(str(digest)) from None
+            raise BlobMissingError(digest) from None
         if digest_bytes(data) != digest:
             self._discard(digest)
         return data
 
-    def copy_to(self, digest: Digest, target: Path) -> None:
-        """Write a verified copy of a blob to `target`, atomically.
+    def verify(self, digest: Digest) -> None:
+        """Check a blob's bytes; BlobMissingError where it is absent or damaged."""
+        try:
+            found = digest_file(self.path(digest))
+        except FileNotFoundError:
+            raise BlobMissingError(digest) from None
+        if found != digest:
+            self._discard(digest)
+
+    def copy_to(self, digest: Digest, target: Path) -> os.stat_result:
+        """Write a verified copy of a blob to `target`, atomically, and return what `stat` says.
 
         BlobMissingError where the blob is absent or damaged; `target` is then left as it was.
         """
@@ -148,20 +171,22 @@ class Store:
                     with self.path(digest).open("rb") as blob:
                         found = digest_stream(blob, out)
                 except FileNotFoundError:
-                    raise BlobMissingError(str(digest)) from None
+                    raise BlobMissingError(digest) from None
                 if found != digest:
                     self._discard(digest)
                 out.flush()
                 os.fsync(out.fileno())
             temporary.chmod(0o644)
+            written = temporary.stat()
             temporary.replace(target)
+            return written
         finally:
             temporary.unlink(missing_ok=True)
 
     def _discard(self, digest: Digest) -> None:
         """Remove a blob whose bytes are not what its name says."""
         self.path(digest).unlink(missing_ok=True)
-        raise BlobMissingError(str(digest))
+        raise BlobMissingError(digest)
 
     def result(self, key: Digest) -> ActionResult | None:
         """Return the cached result of an action, if there is one and all its blobs are present."""
@@ -175,8 +200,14 @@ class Store:
             return None
         return result if all(self.has(digest) for digest in result.outputs.values()) else None
 
-    def put_result(self, key: Digest, result: ActionResult) -> None:
-        """Store the result of an action."""
+    def put_result(self, key: Digest, result: ActionResult) -> ActionResult:
+        """Store the result of an action and return the one that counts: the first writer's.
+
+        Not every tool gives the same bytes twice, and what others have built upon must stay.
+        """
+        first = self.result(key)
+        if first is not None:
+            return first
         for digest in result.outputs.values():
             if not self.has(digest):
                 raise IntegrityError(
@@ -191,6 +222,7 @@ class Store:
             file.write_bytes(dump_canonical_json(result.to_json()))
             _sync(file)
             file.replace(path)
+        return result
 
     def forget(self, key: Digest) -> None:
         """Remove the cached result of an action."""

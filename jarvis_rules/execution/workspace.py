@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jarvis_rules.core.cache_directory import cache_directory
 from jarvis_rules.core.events import EventSink
+from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.execution_log import ExecutionLog
 from jarvis_rules.execution.executor import Executor
 from jarvis_rules.execution.file_digests import FileDigests
@@ -34,10 +35,20 @@ def open_executor(
 def lock_tree(folder: Path) -> Iterator[None]:
     """Hold the one lock of an output folder, waiting for another build to end.
 
-    Unfinished files that a killed build left behind are removed.
+    Unfinished files that a killed build left behind are removed. UsageError where the folder
+    cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UsageError(
+            f"cannot be the output folder: {error.strerror}",
+            slug="file.unwritable",
+            where=str(folder),
+            hint="name a folder that you may write to",
+        ) from None
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

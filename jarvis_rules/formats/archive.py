@@ -19,16 +19,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
+from yaml.events import AliasEvent
+from yaml.nodes import MappingNode, Node
 
 from jarvis_rules.core.canonical_json import dump_canonical_json
 from jarvis_rules.core.digest import CHUNK, Digest, digest_bytes, digest_file
-from jarvis_rules.errors import IntegrityError
+from jarvis_rules.errors import IntegrityError, JarvisBug
 from jarvis_rules.formats.schema import validate
-from jarvis_rules.formats.tar import TarArchive, open_tar
+from jarvis_rules.formats.tar import TarArchive, open_tar, quoted
 
 MANIFEST = "manifest.yaml"
 ARCHIVE_VERSION = 1
 _MANIFEST_LIMIT = 16 << 20
+_MANIFEST_DEPTH = 64
+_NAMES_SHOWN = 20
 _STORED_BLOCK = 0xFFFF
 # ID, deflate, no flags, no time, no extra flags, unknown operating system (RFC 1952).
 _GZIP_HEADER = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 255])
@@ -67,7 +71,7 @@ class ArchiveManifest:
 
 
 def content_digest(kind: str, members: Mapping[str, tuple[str, Digest]]) -> str:
-    """Return the digest of an archive's content: kind, version, and each member's role and digest."""
+    """Return the digest over an archive's kind, version, and members' roles and digests."""
     document = {
         "kind": kind,
         "version": ARCHIVE_VERSION,
@@ -89,6 +93,8 @@ def write_archive(
     what describes the content; format, version and digests are added here.
     """
     ordered = sorted(members, key=lambda member: member.name)
+    if len({MANIFEST, *(member.name for member in ordered)}) != 1 + len(ordered):
+        raise JarvisBug(f"two members of one name: {[member.name for member in ordered]}")
     digests = {member.name: member.digest() for member in ordered}
     roles = {member.name: (member.role, digests[member.name]) for member in ordered}
     document: dict[str, Any] = {
@@ -110,7 +116,9 @@ def write_archive(
         },
     }
     validate(document, f"{kind}-manifest", str(path))
-    text = yaml.safe_dump(document, allow_unicode=True, width=1 << 30, sort_keys=True)
+    text = yaml.dump(
+        document, Dumper=_ManifestDumper, allow_unicode=True, width=1 << 30, sort_keys=True
+    )
     manifest = Member(MANIFEST, "manifest", "", data=text.encode())
     with path.open("wb") as out:
         stream = _StoredGzip(out)
@@ -136,6 +144,54 @@ def _write_member(stream: _StoredGzip, member: Member, digest: Digest) -> None:
             f"member `{member.name}` changed while it was written", slug="archive.member-changed"
         )
     stream.write(bytes(-written % tarfile.BLOCKSIZE))
+
+
+class _ManifestDumper(yaml.SafeDumper):
+    """Writes what `_ManifestLoader` reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """Write a value that occurs twice twice."""
+        return True
+
+
+class _ManifestLoader(yaml.SafeLoader):
+    """Builds plain values, and refuses what a manifest has no use for.
+
+    An alias can expand without bound, a tag can name a type, and of two equal keys one is lost.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """Compose one node that is of a plain type and not nested too deep."""
+        if self.check_event(AliasEvent):
+            raise self.problem("an alias")
+        self.depth += 1
+        if self.depth > _MANIFEST_DEPTH:
+            raise self.problem(f"nested more than {_MANIFEST_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node is not None and node.tag not in _PLAIN_TAGS:
+            raise self.problem(f"the tag {quoted(node.tag)}")
+        if isinstance(node, MappingNode):
+            keys = [key.value for key, _ in node.value if key.tag == f"{_TAG}str"]
+            if len(keys) != len(node.value) or len({*keys}) != len(keys):
+                raise self.problem("a key that is no text, or the same key twice")
+        return node
+
+    def problem(self, text: str) -> yaml.MarkedYAMLError:
+        """Return the error for what stands before the next event."""
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        return yaml.MarkedYAMLError(problem=text, problem_mark=mark)
+
+
+_TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
+# A date is text here; the writer quotes it, others may not.
+_ManifestLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != f"{_TAG}timestamp"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 class _StoredGzip:
@@ -191,13 +247,27 @@ class Archive:
         if self._sizes[MANIFEST] > _MANIFEST_LIMIT:
             raise self._error(f"`{MANIFEST}` has {self._sizes[MANIFEST]} bytes", "manifest-size")
         try:
-            document = yaml.safe_load(bytes(self._view(MANIFEST)))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise self._error(f"`{MANIFEST}` is not YAML: {error}", "manifest-yaml") from None
+            document = yaml.load(bytes(self._view(MANIFEST)), Loader=_ManifestLoader)  # noqa: S506
+        except yaml.MarkedYAMLError as error:
+            line = f" on line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            message = f"`{MANIFEST}` is not plain YAML: {error.problem}{line}"
+            raise self._error(message, "manifest-yaml") from None
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+            reason = ascii(str(error).partition("\n")[0])[1:-1]
+            raise self._error(f"`{MANIFEST}` is not YAML: {reason}", "manifest-yaml") from None
         kind = document.get("metadata", {}).get("archive_format") if _is_map(document) else None
         if kind not in ("ejrvs", "jmir"):
+            shown = quoted(str(kind))
             raise self._error(
-                f"archive_format is {kind!r}, expected `ejrvs` or `jmir`", "unknown-format"
+                f"archive_format is {shown}, expected `ejrvs` or `jmir`", "unknown-format"
+            )
+        version = document["metadata"].get("archive_version")
+        if isinstance(version, int) and version > ARCHIVE_VERSION:
+            raise IntegrityError(
+                f"archive_version is {version}, this program reads up to {ARCHIVE_VERSION}",
+                slug="archive.version",
+                where=str(self.path),
+                hint="update jarvis-rules, or make the archive again with this version",
             )
         validate(document, f"{kind}-manifest", f"{self.path}!{MANIFEST}")
         return _manifest(document)
@@ -205,25 +275,43 @@ class Archive:
     def _check_members(self) -> None:
         listed = set(self.manifest.files) | {MANIFEST}
         if missing := sorted(listed - set(self._sizes)):
-            raise self._error(f"the manifest lists `{missing[0]}`, which is not there", "missing")
+            shown = quoted(missing[0])
+            raise self._error(f"the manifest lists {shown}, which is not there", "missing")
         if extra := sorted(set(self._sizes) - listed):
-            raise self._error(f"member `{extra[0]}` is not in the manifest", "unlisted")
+            raise self._error(f"member {quoted(extra[0])} is not in the manifest", "unlisted")
         for name, properties in self.manifest.files.items():
+            if properties["encrypted"]:
+                raise IntegrityError(
+                    f"member `{name}` is encrypted, and encrypted archives are not available yet",
+                    slug="archive.encrypted",
+                    where=str(self.path),
+                    hint="export the model again without a key",
+                )
             if properties["size"] != self._sizes[name]:
                 raise self._error(
                     f"member `{name}` has {self._sizes[name]} bytes, "
                     f"the manifest says {properties['size']}",
                     "member-size",
                 )
-        roles = {n: (p["role"], Digest(p["sha256"], p["size"])) for n, p in self.manifest.files.items()}
+        roles = {
+            n: (p["role"], Digest(p["sha256"], p["size"])) for n, p in self.manifest.files.items()
+        }
         if content_digest(self.manifest.kind, roles) != self.manifest.content_digest:
-            raise self._error("content_digest does not match the members' digests", "content-digest")
+            raise self._error(
+                "content_digest does not match the members' digests", "content-digest"
+            )
 
     def _view(self, name: str) -> memoryview:
         member = self._tar.find(name)
         if member is None:
-            raise self._error(f"no member `{name}`; there are {sorted(self._sizes)}", "missing")
+            raise self._missing(name)
         return self._tar.view(member)
+
+    def _missing(self, name: str) -> IntegrityError:
+        known = sorted(self._sizes)
+        more = ", …" if len(known) > _NAMES_SHOWN else ""
+        listed = ", ".join(map(quoted, known[:_NAMES_SHOWN])) + more
+        return self._error(f"no member {quoted(name)}; there are {listed}", "missing")
 
     def _error(self, message: str, slug: str) -> IntegrityError:
         return IntegrityError(
@@ -237,7 +325,7 @@ class Archive:
         """Return the digest that the manifest gives for a member; IntegrityError if not listed."""
         properties = self.manifest.files.get(member)
         if properties is None:
-            raise self._error(f"no member `{member}`; there are {sorted(self._sizes)}", "missing")
+            raise self._missing(member)
         return Digest(properties["sha256"], properties["size"])
 
     @contextlib.contextmanager

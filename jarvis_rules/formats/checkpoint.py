@@ -422,7 +422,7 @@ class _Machine:
         else:
             raise _refused("unsupported", f"the pickle uses `{name}`, which no state dict needs")
 
-    def pop(self, count: int = 1) -> Any:  # noqa: ANN401
+    def pop(self, count: int = 1) -> Any:
         if len(self.stack) - count < (self.marks[-1] if self.marks else 0):
             raise IndexError("it pops from an empty stack")
         items = self.stack[-count:]

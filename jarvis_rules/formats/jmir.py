@@ -17,6 +17,7 @@ from jarvis_rules.formats.schema import validate
 
 PIPELINE_MEMBER = "pipeline.json"
 PIPELINE_NODE = "pipeline"
+MAX_PIPELINE_SIZE = 16 << 20
 Scalar = str | int | float | bool | None
 Origin = Literal["default", "derived", "given", "no-effect"]
 
@@ -205,19 +206,47 @@ def dump_pipeline(pipeline: Pipeline) -> bytes:
 
 def load_pipeline(data: bytes, where: str) -> Pipeline:
     """Return the pipeline of `pipeline.json`'s bytes; IntegrityError where they are not valid."""
+    if len(data) > MAX_PIPELINE_SIZE:
+        raise _refused("pipeline-size", f"{len(data)} bytes, at most {MAX_PIPELINE_SIZE}", where)
     try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise IntegrityError(
-            f"not JSON: {error}",
-            slug="jmir.pipeline-json",
-            where=where,
-            hint="make the archive again with `jarvis-build`",
-        ) from None
+        document = json.loads(data, parse_constant=_refuse_constant)
+        json.dumps(document, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise _refused("pipeline-json", f"not JSON: {error}", where) from None
     validate(document, "pipeline", where)
-    return Pipeline.from_json(document)
+    pipeline = Pipeline.from_json(document)
+    for what, names in (
+        ("module", [PIPELINE_NODE, *(module.name for module in pipeline.modules)]),
+        ("Triton model", [pipeline.name, *(module.model for module in pipeline.modules)]),
+    ):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise _refused("duplicate-name", f"two of it are the {what} `{twice[0]}`", where)
+    return pipeline
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _refused(name: str, message: str, where: str) -> IntegrityError:
+    return IntegrityError(
+        message,
+        slug=f"jmir.{name}",
+        where=where,
+        hint="make the archive again with `jarvis-build`",
+    )
 
 
 def read_pipeline(archive: Archive) -> Pipeline:
-    """Return the pipeline of an open `.jmir`."""
-    return load_pipeline(archive.read(PIPELINE_MEMBER), f"{archive.path}!{PIPELINE_MEMBER}")
+    """Return the pipeline of an open `.jmir`; IntegrityError where its manifest names another."""
+    where = f"{archive.path}!{PIPELINE_MEMBER}"
+    pipeline = load_pipeline(archive.read(PIPELINE_MEMBER), where)
+    metadata = archive.manifest.metadata
+    if (metadata["name"], metadata["kind"]) != (pipeline.name, pipeline.kind):
+        raise _refused(
+            "manifest-mismatch",
+            f"this is `{pipeline.name}`, a {pipeline.kind} pipeline; "
+            f"the manifest says `{metadata['name']}`, {metadata['kind']}",
+            where,
+        )
+    return pipeline

@@ -219,7 +219,7 @@ class _ConfigLoader(_FastLoader):
         self.depth = 0
         self.extents: dict[Node, tuple[int, int]] = {}  # expanded count of nodes, and depth
 
-    def compose_node(self, parent: Node | None, index: Any) -> Node | None:  # noqa: ANN401
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         """Compose one node, its nesting and size counted through aliases."""
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         is_alias = self.check_event(AliasEvent)

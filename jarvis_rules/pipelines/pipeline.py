@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +13,8 @@ from jarvis_rules.errors import UsageError, did_you_mean
 from jarvis_rules.formats.jmir import OptionValue, Origin, Pipeline, Scalar
 
 Effect = Literal["used", "no-effect", "planned"]
+# What protobuf's int32 holds.
+_MAXIMUM = 2**31 - 1
 _TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
 
 
@@ -43,24 +47,27 @@ class Option:
             )
         if self.minimum is not None and isinstance(parsed, int | float) and parsed < self.minimum:
             raise self._refuse(f"expected at least {self.minimum:g}, got {parsed:g}")
+        if isinstance(parsed, int | float) and abs(parsed) > _MAXIMUM:
+            raise self._refuse(f"expected at most {_MAXIMUM}, got {parsed:g}")
         return parsed
 
     def _convert(self, value: object) -> Scalar:
+        """Return `value` as this option's type, or None where it has no such form."""
         if self.type is bool:
             text = str(value).lower()
             return True if text in _TRUE else False if text in _FALSE else None
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
             return None
         try:
-            parsed = self.type(value)  # type: ignore[call-overload]
-        except (TypeError, ValueError):
+            parsed: str | int | float = self.type(value)
+            # Bytes of the command line that are no UTF-8, which no document can hold.
+            str(parsed).encode()
+        except (ValueError, OverflowError):
             return None
-        # 2.5 is no int, and a list has a str form that nobody meant.
-        if self.type is int and isinstance(value, float) and value != parsed:
+        if isinstance(parsed, float) and not math.isfinite(parsed):
             return None
-        if self.type is str and not isinstance(value, str | int | float):
-            return None
-        return parsed  # type: ignore[no-any-return]
+        # int() would cut a fraction off.
+        return None if isinstance(value, float) and parsed != value else parsed
 
     def _refuse(self, message: str, hint: str | None = None) -> UsageError:
         return UsageError(
@@ -188,14 +195,14 @@ class PipelineKind:
         for name, value in given.items():
             require_known(f"option of {self.name}", name, known, "option.unknown")
             option = known[name]
-            if option.effect == "planned" and value != option.default:
+            parsed[name] = option.parse(value)
+            if option.effect == "planned" and parsed[name] != option.default:
                 raise UsageError(
                     f"not available yet: {option.help}",
                     slug="option.planned",
                     where=f"option `{name}`",
                     hint="see `What it does not do (yet)` in the README",
                 )
-            parsed[name] = option.parse(value)
         return parsed
 
     def without_effect(self, given: Mapping[str, object]) -> list[str]:
@@ -209,6 +216,17 @@ class PipelineKind:
 
 
 _PACKAGE = "jarvis_rules.pipelines"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def require_name(name: str) -> None:
+    """Raise UsageError where `name` cannot be the name of a pipeline and of its models."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"a pipeline cannot be named {name!a}",
+            slug="pipeline.name",
+            hint="use letters, digits, `_`, `-` and `.`, a letter or digit first",
+        )
 
 
 def pipeline_names() -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from jarvis_rules.pipelines.pipeline import (
     PipelineKind,
     Slot,
     SourceMember,
+    require_name,
 )
 
 # The suffix of every helper of an offline pipeline in public Riva listings.
@@ -25,6 +26,7 @@ _WINDOW, _FILTERBANK, _VOCABULARY = (
     "featurizer_fb.npy",
     "jarvis_decoder_vocabulary.txt",
 )
+_FACTS = ("sample_rate", "ms_per_timestep", "blank_id")
 _FEATURE_PARAMETERS = (
     "n_window_size", "n_window_stride", "n_fft", "features", "preemph", "log",
     "log_zero_guard_type", "log_zero_guard_value", "mag_power", "normalize", "pad_to", "pad_value",
@@ -40,6 +42,7 @@ def _planned(name: str, kind: type[Any], help_text: str, default: Scalar = None)
     return Option(name, kind, default, help_text, effect="planned")
 
 
+_NORMALISE = "no effect here: the model's own normalisation"
 _WHOLE = "no effect here: a whole utterance is one piece"
 OPTIONS = (
     Option("language_code", str, "en-US", "language tag (BCP 47) that clients ask for"),
@@ -47,7 +50,10 @@ OPTIONS = (
     Option("max_batch_size", int, 8, "largest batch of the pipeline", minimum=1),
     Option("decoder_type", str, "greedy", "CTC decoder", choices=("greedy",)),
     Option("ms_per_timestep", float, None, "duration of an acoustic step, derived from the model"),
-    Option("featurizer.max_batch_size", int, None, "largest batch of the feature extractor", minimum=1),
+    Option(
+        "featurizer.max_batch_size", int, None, "largest batch of the feature extractor",
+        minimum=1,
+    ),
     Option("nn.max_batch_size", int, None, "largest batch of the acoustic model", minimum=1),
     Option("greedy_decoder.max_batch_size", int, None, "largest batch of the decoder", minimum=1),
     Option(
@@ -63,9 +69,9 @@ OPTIONS = (
     _no_effect("padding_factor", float, _WHOLE),
     _no_effect("left_padding_size", float, _WHOLE),
     _no_effect("right_padding_size", float, _WHOLE),
-    _no_effect("featurizer.use_utterance_norm_params", bool, "no effect here: the model's own normalisation"),
-    _no_effect("featurizer.precalc_norm_time_steps", int, "no effect here: the model's own normalisation"),
-    _no_effect("featurizer.precalc_norm_params", bool, "no effect here: the model's own normalisation"),
+    _no_effect("featurizer.use_utterance_norm_params", bool, _NORMALISE),
+    _no_effect("featurizer.precalc_norm_time_steps", int, _NORMALISE),
+    _no_effect("featurizer.precalc_norm_params", bool, _NORMALISE),
     _no_effect("featurizer.max_execution_batch_size", int, "no effect here"),
     _no_effect("return_separate_utterances", bool, "no effect here"),
     _no_effect("vad.residue_blanks_at_start", int, "no effect here: no voice activity detection"),
@@ -105,6 +111,8 @@ def _compose(name: str, models: Mapping[str, ModelSource], options: OptionValues
     """Return the pipeline for one acoustic model; UsageError where options and model disagree."""
     model = models["acoustic_model"]
     facts = model.facts
+    require_name(name)
+    _check_facts(facts)
     if not options["offline"]:
         raise UsageError(
             "streaming recognition is not available yet",
@@ -150,9 +158,7 @@ def _compose(name: str, models: Mapping[str, ModelSource], options: OptionValues
             ("acoustic_model.encoded_length", "ctc_decoder.LOGPROBS_LENGTH"),
             *((f"ctc_decoder.{t.name}", f"pipeline.{t.name}") for t in modules[2].outputs),
         ),
-        models={
-            "acoustic_model": SourceArchive(model.family, model.obj_cls, model.content_digest)
-        },
+        models={"acoustic_model": SourceArchive(model.family, model.obj_cls, model.content_digest)},
         options=options.provenance(),
         parameters={
             "sample_rate": facts["sample_rate"],
@@ -172,14 +178,27 @@ def _compose(name: str, models: Mapping[str, ModelSource], options: OptionValues
     )
 
 
-def _feature_extractor(model: str, facts: Mapping[str, Any], options: OptionValues) -> Module:
-    features = facts["features"]
-    if missing := [key for key in _FEATURE_PARAMETERS if key not in features]:
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Raise IntegrityError where the archive does not say all that serving needs."""
+    features = facts.get("features")
+    labels = facts.get("labels")
+    missing = [name for name in _FACTS if not isinstance(facts.get(name), int | float)]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        missing.append("labels")
+    if not isinstance(features, Mapping):
+        missing.append("features")
+    else:
+        missing += [f"features.{key}" for key in _FEATURE_PARAMETERS if key not in features]
+    if missing:
         raise IntegrityError(
-            f"the archive's facts lack feature parameters: {', '.join(missing)}",
+            f"the archive's facts lack or misstate: {', '.join(missing)}",
             slug="ejrvs.facts",
             hint="make the archive again with `nemo2jarvis`",
         )
+
+
+def _feature_extractor(model: str, facts: Mapping[str, Any], options: OptionValues) -> Module:
+    features = facts["features"]
     return Module(
         name="feature_extractor",
         model=model,

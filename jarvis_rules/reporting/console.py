@@ -93,9 +93,12 @@ class Console:
 
     def _print(self, line: str) -> None:
         if self._progress is not None:
-            self._progress.console.print(line, markup=False, highlight=False)
+            # Nothing in a name is markup, and a long one is not cut into two.
+            self._progress.console.print(
+                line, markup=False, highlight=False, emoji=False, soft_wrap=True
+            )
         else:
-            print(line, file=self._stream, flush=True)  # noqa: T201
+            print(line, file=self._stream, flush=True)
 
     def _stop(self) -> None:
         if self._progress is not None:

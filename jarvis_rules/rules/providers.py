@@ -24,7 +24,7 @@ class ModelInfo:
     """A model: the `.ejrvs` that NemoExport makes, or one that was given."""
 
     archive: Path
-    action: DeclaredAction | None = None
+    action: DeclaredAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,6 @@ class PipelineInfo:
     name: str
     kind: str
     jmir: Path
-    action: DeclaredAction | None = None
 
 
 @dataclass(frozen=True, slots=True)

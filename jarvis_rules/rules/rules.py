@@ -17,8 +17,8 @@ from jarvis_rules.core.action import (
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.registry import entry_modules
 from jarvis_rules.core.toolchain import find_toolchain
-from jarvis_rules.errors import UsageError
 from jarvis_rules.engines.engine import find_engine
+from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.delivery import Destination
 from jarvis_rules.execution.executor import Executed
 from jarvis_rules.formats.jmir import Scalar
@@ -56,7 +56,7 @@ def build_pipeline(
     models: Mapping[str, Path],
     options: Mapping[str, object],
     jmir: Path,
-) -> PipelineInfo:
+) -> tuple[PipelineInfo, DeclaredAction]:
     """Declare JmirBuild: the archives in `models`, by slot, become the pipeline `jmir`.
 
     UsageError for an unknown pipeline or option, a bad value, and a missing or extra model.
@@ -88,9 +88,8 @@ def build_pipeline(
         target=name,
     )
     destination = Destination(jmir, record=_record(jmir))
-    return PipelineInfo(
-        name, kind.name, jmir, DeclaredAction(spec, destination, tuple(models.values()))
-    )
+    action = DeclaredAction(spec, destination, tuple(models.values()))
+    return PipelineInfo(name, kind.name, jmir), action
 
 
 def build_engines(

@@ -36,10 +36,11 @@ class Session:
         self._served: dict[str, str] = {}
         self._intact: dict[Path, bool] = {}
         self._noted: set[str] = set()
+        self._environments: dict[int, tuple[Any, Any]] = {}
         self._executor: Executor | None = None
         self._resources = contextlib.ExitStack()
 
-    def open(self) -> None:
+    def _open(self) -> Executor:
         """Take the lock of the output folder and begin the execution log.
 
         A dry run and a clean-up have no log, and a dry run makes no output folder either.
@@ -48,9 +49,8 @@ class Session:
         if pretending or SCons.Script.GetOption("clean"):
             if not pretending:
                 self._resources.enter_context(lock_tree(self.out))
-            self._executor = self._resources.enter_context(open_executor(self.console))
             atexit.register(self._resources.close)
-            return
+            return self._resources.enter_context(open_executor(self.console))
         self._resources.enter_context(lock_tree(self.out))
         build = {
             "version": __version__,
@@ -59,8 +59,8 @@ class Session:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         log = ExecutionLog(self.out / "execution-log.jsonl", build)
-        self._executor = self._resources.enter_context(open_executor(self.console, log))
         atexit.register(self._close, time.monotonic())
+        return self._resources.enter_context(open_executor(self.console, log))
 
     def _close(self, start: float) -> None:
         self.console.close()
@@ -71,8 +71,7 @@ class Session:
     def executor(self) -> Executor:
         """The executor, opened when something is first asked of it."""
         if self._executor is None:
-            self.open()
-        assert self._executor is not None
+            self._executor = self._open()
         return self._executor
 
     # Analysis
@@ -82,6 +81,15 @@ class Session:
         if text not in self._noted and not SCons.Script.GetOption("help"):
             self._noted.add(text)
             self.console.note(text)
+
+    def environment(self, env: Any) -> Any:
+        """Return a copy of `env` with our decider: the user's own builders keep theirs."""
+        # The original is kept with its copy, so that no other can take its identity.
+        if id(env) not in self._environments:
+            own = env.Clone()
+            own.Decider(self.decide)
+            self._environments[id(env)] = env, own
+        return self._environments[id(env)][1]
 
     def declared(self, action: DeclaredAction) -> Any:
         """Return the nodes of an action that was declared before, else None.
@@ -111,7 +119,8 @@ class Session:
             owner = self._served.setdefault(model, pipeline)
             if owner != pipeline:
                 raise UsageError(
-                    f"the Triton model `{model}` is claimed by pipelines `{owner}` and `{pipeline}`",
+                    f"the Triton model `{model}` is claimed by pipelines `{owner}` and "
+                    f"`{pipeline}`",
                     slug="pipeline.duplicate-model",
                     hint="give one of the pipelines another name",
                 )
@@ -130,7 +139,7 @@ class Session:
         current = dependency.get_csig()
         if not self._is_intact(Path(target.get_internal_path())):
             return True
-        return getattr(previous, "csig", None) != current
+        return bool(getattr(previous, "csig", None) != current)
 
     def _is_intact(self, target: Path) -> bool:
         if target not in self._intact:

@@ -58,7 +58,6 @@ def exists(_: Any) -> bool:
 def _user_errors(function: F) -> F:
     """Turn a JarvisError into the error that SCons prints with the line of the SConscript."""
 
-    @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
@@ -67,7 +66,7 @@ def _user_errors(function: F) -> F:
 
     # SCons names the deepest frame outside its own folder: let that be the SConscript's line.
     wrapped.__code__ = wrapped.__code__.replace(co_filename=f"/SCons/{__name__}")
-    return wrapped  # type: ignore[return-value]
+    return functools.wraps(function)(wrapped)  # type: ignore[return-value]
 
 
 def _configure(env: Any) -> None:
@@ -78,8 +77,8 @@ def _configure(env: Any) -> None:
     variables.Add("GPU", f"GPU targets, several with commas: {gpus}", "")
     variables.Add("OUT", "folder of everything that is built", "out")
     variables.Add("DEST", "folder to publish a release of the repository to", "")
-    unknown = [name for name in SCons.Script.ARGUMENTS if name not in variables.keys()]
     known = set(variables.keys())
+    unknown = [name for name in SCons.Script.ARGUMENTS if name not in known]
     variables.Update(env)
     for name in unknown:
         if name not in env:
@@ -92,6 +91,7 @@ def _configure(env: Any) -> None:
     helping = SCons.Script.GetOption("help")
     session = _session(Path(env["OUT"]), _gpus(env["GPU"]))
     env["JARVIS_SESSION"] = session
+    env["BUILDERS"]["JarvisAction"] = _builder()
     env["GPU"] = ",".join(gpu.name for gpu in session.gpus)
     if env["DEST"] and len(session.gpus) > 1:
         raise UsageError(
@@ -170,9 +170,9 @@ def _label(target: Any, source: Any, env: Any) -> str | None:  # noqa: ARG001
     return f"{env['JARVIS_LABEL']}" if SCons.Script.GetOption("no_exec") else None
 
 
-_BUILDER = SCons.Builder.Builder(
-    action=SCons.Action.Action(_run, strfunction=_label, varlist=["JARVIS_STATIC_KEY"])
-)
+def _builder() -> Any:
+    action = SCons.Action.Action(_run, strfunction=_label, varlist=["JARVIS_STATIC_KEY"])
+    return SCons.Builder.Builder(action=action)
 
 
 def _node(env: Any, action: DeclaredAction, alias: str) -> Any:
@@ -182,9 +182,7 @@ def _node(env: Any, action: DeclaredAction, alias: str) -> Any:
     if known is not None:
         return known
     spec, destination = action.spec, action.destination
-    own = env.Clone()
-    own.Decider(session.decide)
-    own.Append(BUILDERS={"JarvisAction": _BUILDER})
+    own = session.environment(env)
     nodes = own.JarvisAction(
         target=_anchored(destination.file),
         source=[_anchored(path) for path in action.sources],
@@ -230,7 +228,6 @@ def _nemo_model(env: Any, source: Any) -> Any:
         )
     folder = Path() if nemo.is_absolute() or ".." in nemo.parts else nemo.parent
     info = export_model(nemo, session.out / "any" / folder / f"{nemo.stem}.ejrvs")
-    assert info.action is not None
     return _node(env, info.action, "archives")
 
 
@@ -250,19 +247,16 @@ def _pipeline(env: Any, name: str, kind: str, models: Any, **options: Any) -> An
         )
     slots = _slots(env, [slot.name for slot in declared.slots], models)
     jmir = session.out / "any" / f"{name}.jmir"
-    info = build_pipeline(kind, name, slots, options, jmir)
+    info, action = build_pipeline(kind, name, slots, options, jmir)
     session.pipelines[name] = info
     session.declare_models(name, declared.model_names(name))
     for option in declared.without_effect(options):
         session.console.note(f"pipeline `{name}`: option `{option}` has no effect here")
-    assert info.action is not None
-    _node(env, info.action, "jmirs")
+    _node(env, action, "jmirs")
     repositories = []
     for gpu in session.gpus:
         root = session.out / gpu.name
-        engines = build_engines(
-            info, gpu, root / f"{name}.engines.json", root / "engines" / name
-        )
+        engines = build_engines(info, gpu, root / f"{name}.engines.json", root / "engines" / name)
         if engines.note is not None:
             session.note_once(engines.note)
         _node(env, engines.action, "engines")

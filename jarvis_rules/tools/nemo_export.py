@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from jarvis_rules.errors import JarvisError
 from jarvis_rules.exporters.exporter import ExportedModel, SourceModel, export_model
 from jarvis_rules.formats.archive import Member, write_archive
 from jarvis_rules.formats.nemo import NemoArchive, open_nemo
@@ -33,7 +34,10 @@ def export_nemo(request: Mapping[str, Any]) -> None:
             weights=archive.state_dict(),
             artifact=archive.artifact,
         )
-        model = export_model(source)
+        try:
+            model = export_model(source)
+        except JarvisError as error:
+            raise error.at(str(path)) from None
         write_archive(OUTPUT, "ejrvs", _metadata(archive, model), _members(archive, model))
 
 

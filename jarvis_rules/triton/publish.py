@@ -15,15 +15,33 @@ from jarvis_rules.core.canonical_json import dump_canonical_json
 from jarvis_rules.core.digest import digest_bytes, digest_file
 from jarvis_rules.errors import JarvisError
 from jarvis_rules.execution.delivery import listed_files
+from jarvis_rules.execution.workspace import lock_tree
 
 MANIFEST_SUFFIX = ".repository.json"
+_UNFINISHED = ".unfinished-"
 
 
 def publish_release(models: Path, destination: Path) -> Path:
     """Copy the repository `models` to `destination/releases/<digest>` and point `current` at it.
 
-    JarvisError where there is nothing to publish or `current` is not a symbolic link.
+    JarvisError where there is nothing to publish, a file is not what its manifest says, or
+    `current` is not a symbolic link.
     """
+    try:
+        with lock_tree(destination):
+            for left in destination.glob(f"releases/{_UNFINISHED}*"):
+                shutil.rmtree(left)
+            return _publish(models, destination)
+    except OSError as error:
+        raise JarvisError(
+            f"cannot be published: {error.strerror or error}",
+            slug="publish.io",
+            where=str(error.filename or destination),
+            hint="check the folder's permissions and the free space of its disk",
+        ) from error
+
+
+def _publish(models: Path, destination: Path) -> Path:
     manifests = sorted(models.glob(f"*{MANIFEST_SUFFIX}"))
     if not manifests:
         raise JarvisError(
@@ -39,25 +57,27 @@ def publish_release(models: Path, destination: Path) -> Path:
     release = releases / name
     if not release.exists():
         _write_release(models, manifests, release)
+    _check_complete(release)
     _point(destination / "current", Path("releases") / name)
     return release
 
 
 def _write_release(models: Path, manifests: list[Path], release: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=release.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=release.parent))
     try:
+        owners: dict[str, str] = {}
         for manifest in manifests:
             for name, digest in listed_files(manifest).items():
+                if owners.setdefault(name, manifest.name) != manifest.name:
+                    raise _changed(f"`{name}` is claimed by {owners[name]} too", manifest)
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(models / name, target)
+                try:
+                    shutil.copyfile(models / name, target)
+                except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                    raise _changed(f"there is no file `{name}`", manifest) from None
                 if digest_file(target) != digest:
-                    raise JarvisError(
-                        f"`{name}` is not what {manifest.name} says",
-                        slug="publish.changed",
-                        where=str(models),
-                        hint="build again: the repository repairs itself",
-                    )
+                    raise _changed(f"`{name}` is not what the manifest says", manifest)
             shutil.copyfile(manifest, temporary / manifest.name)
         for folder, _, files in os.walk(temporary):
             for name in files:
@@ -66,6 +86,28 @@ def _write_release(models: Path, manifests: list[Path], release: Path) -> None:
         temporary.rename(release)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _changed(message: str, manifest: Path) -> JarvisError:
+    return JarvisError(
+        message,
+        slug="publish.changed",
+        where=str(manifest),
+        hint="build again: the repository repairs itself",
+    )
+
+
+def _check_complete(release: Path) -> None:
+    """Refuse a release from which a file has gone; edits of it are its owner's business."""
+    for manifest in sorted(release.glob(f"*{MANIFEST_SUFFIX}")):
+        for name in listed_files(manifest):
+            if not (release / name).is_file():
+                raise JarvisError(
+                    f"the release lacks `{name}`",
+                    slug="publish.damaged",
+                    where=str(release),
+                    hint="move the folder away and publish again",
+                )
 
 
 def _point(link: Path, target: Path) -> None:
@@ -92,9 +134,13 @@ def remove_pipeline(models: Path, pipeline: str) -> None:
     manifest = models / f"{pipeline}{MANIFEST_SUFFIX}"
     names = listed_files(manifest)
     for name in names:
-        (models / name).unlink(missing_ok=True)
+        path = models / name
+        # A folder of the repository may have become a link to somewhere else since.
+        if path.parent.resolve().is_relative_to(models.resolve()) and path.is_file():
+            path.unlink()
     for model in {name.partition("/")[0] for name in names if "/" in name}:
         folder = models / model
-        if not any(path.is_file() for path in folder.rglob("*") if "__pycache__" not in path.parts):
+        left = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+        if all("__pycache__" in path.parts for path in left):
             shutil.rmtree(folder, ignore_errors=True)
     manifest.unlink()

@@ -6,6 +6,7 @@ The runtime modules travel as files, so a stock Triton container serves the repo
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,27 +53,39 @@ class RepositoryFiles:
 
 
 def served_name(module: Module, engines: Mapping[str, EngineFile]) -> str:
-    """Return the name of the Triton model that a module is served as."""
+    """Return the name of the Triton model that a module is served as.
+
+    IntegrityError where its engine is not among `engines`.
+    """
     if module.engine is None:
         return module.model
+    if module.engine not in engines:
+        known = ", ".join(sorted(engines)) or "none"
+        raise _refused("missing-engine", f"no engine `{module.engine}`, built: {known}", module)
     return f"jarvis-{engines[module.engine].prefix}-{module.model}"
 
 
 def compose_repository(pipeline: Pipeline, engines: Mapping[str, EngineFile]) -> RepositoryFiles:
     """Return the files of the repository that serves `pipeline` with `engines`.
 
-    IntegrityError where an engine's tensors are not what the pipeline says.
+    IntegrityError where an engine's tensors are not what the pipeline says, and where the
+    pipeline asks for what these tools would not: it may come from anywhere.
     """
     files = RepositoryFiles()
     models = {module.name: served_name(module, engines) for module in pipeline.modules}
     for module in pipeline.modules:
         model = models[module.name]
+        if [pipeline.name, *models.values()].count(model) > 1:
+            raise _refused("duplicate-model", f"two models are named `{model}`", module)
         if module.engine is not None:
             _add_engine(files, module, model, engines[module.engine])
         elif module.backend is not None:
             _add_backend(files, module, model, module.backend)
         for name, member in module.files.items():
-            files.members[f"{model}/{VERSION}/{name}"] = member
+            path = f"{model}/{VERSION}/{name}"
+            if path in files.data or path in files.paths:
+                raise _refused("file-clash", f"`{name}` is a file of the backend's own", module)
+            files.members[path] = member
     files.data[f"{pipeline.name}/config.pbtxt"] = render_config(ensemble_config(pipeline, models))
     # Triton wants a version folder of ensembles too, and archives and git drop empty folders.
     files.data[f"{pipeline.name}/{VERSION}/.keep"] = b""
@@ -95,13 +108,21 @@ def _check_tensors(module: Module, description: Mapping[str, Any]) -> None:
             dims = tensor.dims if tensor.reshape is None else tensor.reshape
             expected = (tensor.dtype, dims)
             if not _compatible(found.get(tensor.name), expected):
-                raise IntegrityError(
+                message = (
                     f"{what[:-1]} `{tensor.name}` of the engine is {found.get(tensor.name)}, "
-                    f"the pipeline says {expected}",
-                    slug="repository.engine-tensors",
-                    where=module.name,
-                    hint="the archive's facts and its graph disagree: make the archive again",
+                    f"the pipeline says {expected}"
                 )
+                hint = "the archive's facts and its graph disagree: make the archive again"
+                raise _refused("engine-tensors", message, module, hint)
+
+
+def _refused(name: str, message: str, module: Module, hint: str | None = None) -> IntegrityError:
+    return IntegrityError(
+        message,
+        slug=f"repository.{name}",
+        where=f"module `{module.name}`",
+        hint=hint or "the pipeline was not made by this version: build it again",
+    )
 
 
 def _compatible(
@@ -113,6 +134,9 @@ def _compatible(
 
 
 def _add_backend(files: RepositoryFiles, module: Module, model: str, backend: str) -> None:
+    source = _RUNTIME / f"{backend}.py"
+    if not source.is_file() or b"class TritonPythonModel" not in source.read_bytes():
+        raise _refused("unknown-backend", f"there is no backend `{backend}`", module)
     files.data[f"{model}/config.pbtxt"] = render_config(backend_config(module))
     shim = _SHIM.format(package=_CARRIED, module=backend)
     files.data[f"{model}/{VERSION}/model.py"] = shim.encode()
@@ -122,6 +146,7 @@ def _add_backend(files: RepositoryFiles, module: Module, model: str, backend: st
         files.data[f"{folder}/{name}.py"] = (_RUNTIME / f"{name}.py").read_bytes()
 
 
+@functools.cache
 def carried_modules(backend: str) -> tuple[str, ...]:
     """Return the runtime modules that must travel with a backend, itself included."""
     pending, found = [backend], set[str]()

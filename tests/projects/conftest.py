@@ -104,10 +104,9 @@ def change_one_weight(nemo: Path) -> None:
         members = [(m, tar.extractfile(m).read()) for m in tar if m.isfile()]
     with tarfile.open(nemo, "w") as tar:
         for member, data in members:
-            if member.name.endswith("model_weights.ckpt"):
-                data = _flip(data)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+            changed = _flip(data) if member.name.endswith("model_weights.ckpt") else data
+            member.size = len(changed)
+            tar.addfile(member, io.BytesIO(changed))
 
 
 def _flip(checkpoint: bytes) -> bytes:

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import Project, change_one_weight
 
 import jarvis_rules
-from conftest import Project, change_one_weight
 
 ALL = ["EngineBuild", "JmirBuild", "NemoExport", "RepositoryAssemble"]
 
@@ -131,8 +131,10 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(project):
     slow.mkdir()
     # A tool that has started and not ended: the export waits until it is killed.
     (slow / "sitecustomize.py").write_text(
-        "import os, sys, time\n"
-        f"if 'request.json' in sys.orig_argv: open({str(slow / 'started')!r}, 'w').close(), time.sleep(60)\n"
+        "import sys, time\n"
+        "if 'request.json' in sys.orig_argv:\n"
+        f"    open({str(slow / 'started')!r}, 'w').close()\n"
+        "    time.sleep(60)\n"
     )
     # Tools find the package, and so `sitecustomize`, where scons found it.
     shutil.copytree(Path(jarvis_rules.__file__).parent, slow / "jarvis_rules")
@@ -153,7 +155,9 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(project):
     process.wait()
     assert not list((project.folder / "out").rglob("*.ejrvs"))
     fresh = Project(project.folder.with_name("fresh"), project.folder.with_name("cache3"))
-    shutil.copytree(project.folder, fresh.folder, ignore=shutil.ignore_patterns("out", ".sconsign*", "slow"))
+    shutil.copytree(
+        project.folder, fresh.folder, ignore=shutil.ignore_patterns("out", ".sconsign*", "slow")
+    )
     fresh.build()
     assert project.build().ran() == ALL
     assert project.files() == fresh.files()
@@ -247,7 +251,13 @@ def test_dry_run_names_actions_and_makes_nothing(project):
 def test_help_explains_variables_and_targets(project):
     result = project.scons("-h")
     assert result.code == 0
-    for text in ("GPU: GPU targets", "OUT: folder", "DEST: folder", "archives ", "scons deploy GPU=a100"):
+    for text in (
+        "GPU: GPU targets",
+        "OUT: folder",
+        "DEST: folder",
+        "archives ",
+        "scons deploy GPU=a100",
+    ):
         assert text in result.stdout
     assert not (project.folder / "out").exists()
 

@@ -10,7 +10,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from conftest import HERE
 
 FAILING = HERE / "failing"

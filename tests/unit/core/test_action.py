@@ -1,4 +1,4 @@
-"""Action keys: what changes them, what does not, and golden values that a review must see change."""
+"""Action keys: what changes them, what does not, and golden values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_golden_keys(name):
     """A difference here means that every cache of every user goes cold: say so in the CHANGELOG."""
     spec = SPECS[name]
     key = spec.resolve(digests(spec)).key()
-    assert {"key": str(key), "static_key": spec.static_key()} == json.loads(GOLDEN.read_text())[name]
+    assert {"key": str(key), "static_key": spec.static_key()} == json.loads(GOLDEN.read_text())[
+        name
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The canonical encoder against protobuf's own serialiser, on the messages of remote_execution.proto."""
+"""The canonical encoder against protobuf's own serialiser."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ DIGESTS = st.builds(
     st.binary(max_size=8),
     st.integers(0, 2**62),
 )
-NAMES = st.text(min_size=1, max_size=8).filter(lambda name: "/" not in name and name not in ("..", "."))
+NAMES = st.text(min_size=1, max_size=8).filter(
+    lambda name: "/" not in name and name not in ("..", ".")
+)
 
 
 def pairs(proto, properties):
@@ -122,9 +124,7 @@ def test_input_root(proto, files, nested):
         return digest_bytes(data), data
 
     inner, inner_data = directory(nested)
-    outer, outer_data = directory(
-        names, [node("DirectoryNode", "sub", inner)] if nested else []
-    )
+    outer, outer_data = directory(names, [node("DirectoryNode", "sub", inner)] if nested else [])
     root, messages = reapi.encode_input_root(tree)
     assert root == outer
     assert messages[root] == outer_data

