@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jarvis_rules.cli import infer, inspect, serve, serving_environment
+from jarvis_rules.cli import (
+    cache,
+    doctor,
+    explain,
+    infer,
+    inspect,
+    run_action,
+    serve,
+    serving_environment,
+)
 from jarvis_rules.cli.command import ArgumentParser, add_version, run_command
 
 _EXAMPLES = """\
@@ -14,7 +23,7 @@ examples:
   jarvis-rules serve out/cpu/models
   jarvis-rules infer voice_commands hello.wav --repository out/cpu/models
 """
-_COMMANDS = (inspect, serve, infer, serving_environment)
+_COMMANDS = (inspect, explain, serve, infer, cache, run_action, doctor, serving_environment)
 
 
 def _run(argv: Sequence[str]) -> int:

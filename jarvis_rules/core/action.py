@@ -88,6 +88,15 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Resources:
+    """What an action needs of the machine that runs it; no part of its key."""
+
+    cpus: int = 1
+    memory_mib: int = 512
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Action:
     """A fully resolved action: everything that its result may depend on."""
 
@@ -129,6 +138,7 @@ class ActionSpec:
     target: str
     platform: Mapping[str, str] = field(default_factory=dict)
     timeout: int = DEFAULT_TIMEOUT
+    resources: Resources = Resources()
 
     def argv(self) -> tuple[str, ...]:
         """Return the command line; the toolchain is found at a fixed place by whoever runs it."""

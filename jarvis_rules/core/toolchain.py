@@ -16,9 +16,10 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jarvis_rules.core.canonical_json import dump_canonical_json
 from jarvis_rules.core.digest import digest_bytes, digest_file
@@ -57,8 +58,8 @@ class Toolchain:
     kind: str
     name: str
     fingerprint: str
-    modules: tuple[str, ...] = field(default=(), compare=False)
-    distributions: tuple[str, ...] = field(default=(), compare=False)
+    modules: Mapping[str, str] = field(default_factory=dict, compare=False)
+    distributions: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def find_toolchain(kind: str, tool: str, extra_modules: Iterable[str] = ()) -> Toolchain:
@@ -74,13 +75,13 @@ def find_toolchain(kind: str, tool: str, extra_modules: Iterable[str] = ()) -> T
 def _find_toolchain(kind: str, tool: str, extra_modules: tuple[str, ...]) -> Toolchain:
     modules, imports = import_closure((f"{PACKAGE}.tools.{tool}", *extra_modules))
     distributions = sorted({name for imported in imports for name in _distributions(imported)})
-    document = {
+    document: dict[str, Any] = {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "modules": {name: _module_digest(name) for name in modules},
         "distributions": {name: _distribution_digest(name) for name in distributions},
     }
     fingerprint = digest_bytes(dump_canonical_json(document)).sha256
-    return Toolchain(kind, tool, fingerprint, modules, tuple(distributions))
+    return Toolchain(kind, tool, fingerprint, document["modules"], document["distributions"])
 
 
 def _distributions(imported: str) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def deliver(
         for path in [*_strays(output, result.outputs, destination.tree)]:
             _remove_stray(path, destination.tree)
     if destination.record is not None:
-        destination.record.unlink(missing_ok=True)
+        _keep_previous(destination.record, record)
     files = [*_expected(output, result.outputs, destination)]
     for path, digest in [*files, (destination.file, result.outputs[output.file])]:
         if not _is(digests, path, digest):
@@ -95,6 +95,22 @@ def deliver(
     if destination.record is not None:
         digest = store.put_bytes(dump_readable_json(dict(record)))
         store.copy_to(digest, destination.record)
+
+
+def _keep_previous(path: Path, record: Mapping[str, Any]) -> None:
+    """Put the record of another action aside, for whoever asks what changed."""
+    try:
+        changed = json.loads(path.read_bytes())["key"] != record["key"]
+    except (OSError, *_NOT_A_DOCUMENT):
+        changed = False
+    if changed:
+        path.replace(previous_record(path))
+    path.unlink(missing_ok=True)
+
+
+def previous_record(path: Path) -> Path:
+    """Return where the record of the action before the last lies."""
+    return path.with_name(f"{path.name.removesuffix('.action.json')}.previous-action.json")
 
 
 def is_intact(digests: FileDigests, output: Output, destination: Destination) -> bool:
@@ -128,7 +144,8 @@ def find_conflict(
 
 def delivered_paths(destination: Destination) -> list[Path]:
     """Return what a delivery left beside its file: the record and the tree's own top folders."""
-    paths = [] if destination.record is None else [destination.record]
+    record = destination.record
+    paths = [] if record is None else [record, previous_record(record)]
     if destination.tree is not None and destination.file.is_file():
         tops = {name.partition("/")[0] for name in listed_files(destination.file)}
         paths += [destination.tree / top for top in sorted(tops)]

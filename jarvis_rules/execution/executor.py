@@ -5,18 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jarvis_rules
 from jarvis_rules.core.action import (
     INPUTS,
     OUTPUTS,
@@ -31,25 +26,27 @@ from jarvis_rules.core.action import (
     StoredInput,
     TreeInput,
 )
+from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.core.digest import Digest, digest_file
 from jarvis_rules.core.events import ActionFinished, ActionStarted, EventSink, NoEvents, Outcome
-from jarvis_rules.errors import (
-    ERROR_CLASSES,
-    IntegrityError,
-    JarvisBug,
-    JarvisError,
-    UsageError,
-    did_you_mean,
-)
+from jarvis_rules.errors import IntegrityError, JarvisError, UsageError, did_you_mean
+from jarvis_rules.execution.action_difference import differences
 from jarvis_rules.execution.delivery import Destination, deliver, listed_files
 from jarvis_rules.execution.execution_log import ExecutionLog, LogEntry
 from jarvis_rules.execution.file_digests import FileDigests, FileStamp
+from jarvis_rules.execution.resources import ResourceGate
+from jarvis_rules.execution.sandbox import Sandbox, choose_sandbox
 from jarvis_rules.execution.store import BlobMissingError, Store
+from jarvis_rules.execution.tool_run import (
+    LOG,
+    collect_outputs,
+    copy_source,
+    link_blob,
+    run_tool,
+)
 from jarvis_rules.formats.archive import open_archive
 
-ERROR_FILE = "error.json"
 _ATTEMPTS = 2
-_LOG_TAIL = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +81,18 @@ class Executor:
         digests: FileDigests,
         log: ExecutionLog | None = None,
         events: EventSink | None = None,
+        sandbox: Sandbox | None = None,
+        require_cached: bool = False,
+        check_determinism: bool = False,
     ) -> None:
         self.store = store
         self.digests = digests
         self.log = log
         self.events = events or NoEvents()
+        self.sandbox = sandbox or choose_sandbox()
+        self.require_cached = require_cached
+        self.check_determinism = check_determinism
+        self._gate = ResourceGate()
 
     def run(self, spec: ActionSpec, destination: Destination | None = None) -> Executed:
         """Bring about the result of `spec`, and its files at `destination` if one is given.
@@ -103,6 +107,8 @@ class Executor:
                 action = spec.resolve(resolved.digests)
                 key = action.key()
                 result, outcome = self._obtain(spec, action, key, resolved, destination)
+                if self.check_determinism:
+                    self._check_twice(spec, action, key, resolved, result)
         except BaseException:
             self._report(spec, action, {}, "failed", time.monotonic() - start)
             raise
@@ -126,19 +132,58 @@ class Executor:
         resolved: _Resolved,
         destination: Destination | None,
     ) -> tuple[ActionResult, Outcome]:
-        cached = self.store.result(key)
+        cached = self._deliver_cached(spec, action, key, destination)
         if cached is not None:
-            try:
-                _check_fits(spec.output, cached)
-                self._deliver(spec, action, key, cached, destination)
-            except (BlobMissingError, _UnfitResultError):
-                # Damaged or collected meanwhile: as good as never cached.
-                self.store.forget(key)
-            else:
+            return cached, "cached"
+        if self.require_cached:
+            raise _not_cached(spec, action, destination)
+        # Whoever else wants this key waits here, in this process or another, and then finds it.
+        with self.store.lock(key):
+            cached = self._deliver_cached(spec, action, key, destination)
+            if cached is not None:
                 return cached, "cached"
-        result = self.store.put_result(key, self._execute(spec, action, key, resolved))
-        self._deliver(spec, action, key, result, destination)
+            result = self.store.put_result(key, self._execute(spec, action, key, resolved))
+            self._deliver(spec, action, key, result, destination)
         return result, "executed"
+
+    def _deliver_cached(
+        self, spec: ActionSpec, action: Action, key: Digest, destination: Destination | None
+    ) -> ActionResult | None:
+        """Deliver the cached result of an action; return None where there is none to be had."""
+        cached = self.store.result(key)
+        if cached is None:
+            return None
+        try:
+            _check_fits(spec.output, cached)
+            self._deliver(spec, action, key, cached, destination)
+        except (BlobMissingError, _UnfitResultError):
+            # Damaged or collected meanwhile: as good as never cached.
+            self.store.forget(key)
+            return None
+        return cached
+
+    def _check_twice(
+        self,
+        spec: ActionSpec,
+        action: Action,
+        key: Digest,
+        resolved: _Resolved,
+        result: ActionResult,
+    ) -> None:
+        """Run an action once more; JarvisError where it does not give the same bytes."""
+        again = self._execute(spec, action, key, resolved).outputs
+        differing = sorted(
+            name
+            for name in again.keys() | result.outputs.keys()
+            if again.get(name) != result.outputs.get(name)
+        )
+        if differing:
+            raise JarvisError(
+                f"{action.description} gave other bytes the second time: {', '.join(differing)}",
+                slug="action.not-deterministic",
+                where=spec.target,
+                hint="please report this: every action of these rules must be deterministic",
+            )
 
     def _deliver(
         self,
@@ -150,7 +195,7 @@ class Executor:
     ) -> None:
         if destination is None:
             return
-        record = _action_record(spec, action, key, result)
+        record = _action_record(spec, action, key, result.outputs, _sources(spec))
         deliver(self.store, self.digests, spec.output, result, destination, record)
 
     def _report(
@@ -239,19 +284,45 @@ class Executor:
     def _execute(
         self, spec: ActionSpec, action: Action, key: Digest, resolved: _Resolved
     ) -> ActionResult:
-        self.events.receive(ActionStarted(spec.mnemonic, spec.target))
-        start = time.monotonic()
-        with self.store.scratch() as folder:
+        with self._gate.hold(spec.resources), self.store.scratch() as folder:
+            self.events.receive(ActionStarted(spec.mnemonic, spec.target))
+            start = time.monotonic()
             self._stage(spec, resolved, folder)
-            code = self._run_tool(action, folder)
-            if code != 0:
-                raise self._failure(spec, key, resolved, folder, code)
+            try:
+                run_tool(self.sandbox, action, folder, resolved.names)
+            except JarvisError as error:
+                self._keep_failure(spec, action, key, folder, resolved.names, error)
+                raise
             for path, stamp in resolved.stamps.items():
                 if not _has_stamp(path, stamp):
                     raise _input_changed(path)
-            outputs = _collect(spec, folder, self.store.put_file)
-            log = self.store.put_file(folder / "log.txt")
+            outputs = collect_outputs(spec.mnemonic, spec.output, folder, self.store.put_file)
+            log = self.store.put_file(folder / LOG)
         return ActionResult(outputs, log, time.monotonic() - start)
+
+    def _keep_failure(
+        self,
+        spec: ActionSpec,
+        action: Action,
+        key: Digest,
+        folder: Path,
+        sources: Mapping[str, str],
+        error: JarvisError,
+    ) -> None:
+        """Keep the log and the record of an action that failed, and tell how to replay it."""
+        logs = self.store.root / "logs"
+        logs.mkdir(exist_ok=True)
+        name = f"{spec.mnemonic}-{key.sha256[:16]}"
+        record = logs / f"{name}.action.json"
+        record.write_bytes(dump_readable_json(_action_record(spec, action, key, {}, sources)))
+        log = logs / f"{name}.log"
+        if (folder / LOG).is_file():
+            shutil.copyfile(folder / LOG, log)
+        # A tool that says what is wrong with its input needs no replay; a crash does.
+        if error.slug in ("action.crashed", "action.timeout"):
+            error.message += (
+                f"\nwhole log: {log}\nreplay: jarvis-rules run-action --keep-sandbox {record}"
+            )
 
     def _stage(self, spec: ActionSpec, resolved: _Resolved, folder: Path) -> None:
         (folder / OUTPUTS).mkdir()
@@ -262,7 +333,7 @@ class Executor:
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in resolved.paths:
                 path = resolved.paths[name]
-                _copy(path, target)
+                copy_source(path, target)
                 # A file that had just been written can change without a trace in its stamp.
                 if target.stat().st_size != digest.size or (
                     resolved.stamps[path].racy and digest_file(target) != digest
@@ -279,79 +350,7 @@ class Executor:
                 raise
             if self._resolve_member(source.path, source.member) != digest:
                 raise _input_changed(source.path) from None
-        _link(self.store.path(digest), target)
-
-    def _run_tool(self, action: Action, folder: Path) -> int:
-        package_root = Path(jarvis_rules.__file__).parent.parent
-        argv = [sys.executable, *action.argv[1:]]
-        environment = {**action.environment, "PYTHONPATH": str(package_root)}
-        with (folder / "log.txt").open("wb") as log:
-            try:
-                completed = subprocess.run(
-                    argv,
-                    cwd=folder,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    timeout=action.timeout,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise JarvisError(
-                    f"{action.description} ran for more than {action.timeout} s and was stopped",
-                    slug="action.timeout",
-                    hint="raise the action's time-out, or give the machine more to work with",
-                ) from None
-        return completed.returncode
-
-    def _failure(
-        self, spec: ActionSpec, key: Digest, resolved: _Resolved, folder: Path, code: int
-    ) -> JarvisError:
-        label = f"{spec.mnemonic} {spec.target}"
-        with contextlib.suppress(FileNotFoundError):
-            return _tool_error(json.loads((folder / ERROR_FILE).read_bytes()), resolved.names)
-        if code == -signal.SIGINT:
-            return JarvisError(
-                f"{label} was interrupted",
-                slug="action.interrupted",
-                hint="build again: what was finished is not done twice",
-            )
-        text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-        logs = self.store.root / "logs"
-        logs.mkdir(exist_ok=True)
-        log = logs / f"{spec.mnemonic}-{key.sha256[:16]}.log"
-        log.write_text(text, encoding="utf-8")
-        tail = "\n".join(text.splitlines()[-_LOG_TAIL:])
-        reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        hint = "please report this: a tool must end in a message, not in a crash"
-        if code == -signal.SIGKILL:
-            hint = "was it the machine that ran out of memory? see `dmesg`, and run fewer at once"
-        return JarvisError(
-            f"{label} failed: {reason}\n{tail}\nwhole log: {log}",
-            slug="action.crashed",
-            hint=hint,
-        )
-
-
-def _collect(spec: ActionSpec, folder: Path, put: Callable[[Path], Digest]) -> dict[str, Digest]:
-    """Store every declared output and return its digest; JarvisBug where one is missing."""
-    outputs = folder / OUTPUTS
-    file = outputs / spec.output.file
-    if not file.is_file():
-        raise JarvisBug(f"{spec.mnemonic} wrote no {spec.output.file}")
-    collected = {spec.output.file: put(file)}
-    found = {p for p in outputs.rglob("*") if not p.is_dir()} - {file}
-    if spec.output.tree is not None:
-        for name, digest in listed_files(file).items():
-            path = outputs / spec.output.tree / name
-            collected[f"{spec.output.tree}/{name}"] = put(path)
-            found.discard(path)
-            if collected[f"{spec.output.tree}/{name}"] != digest:
-                raise JarvisBug(f"{spec.mnemonic} lists another digest for {name}")
-    if found:
-        raise JarvisBug(f"{spec.mnemonic} wrote undeclared files: {sorted(map(str, found))}")
-    return collected
+        link_blob(self.store.path(digest), target)
 
 
 class _UnfitResultError(Exception):
@@ -396,25 +395,12 @@ def _input_changed(path: Path) -> IntegrityError:
     )
 
 
-def _tool_error(document: Any, names: Mapping[str, str]) -> JarvisError:
-    """Return the error that a tool reported, with the user's paths instead of the staged ones."""
-    staged = {f"{INPUTS}/{name}": shown for name, shown in names.items()}
-    pattern = re.compile("|".join(map(re.escape, sorted(staged, key=len, reverse=True))) or "(?!)")
-
-    def unstaged(text: str | None) -> str | None:
-        return None if text is None else pattern.sub(lambda match: staged[match[0]], text)
-
-    kind = ERROR_CLASSES.get(document["class"], JarvisError)
-    return kind(
-        unstaged(document["message"]) or "",
-        slug=document["slug"],
-        hint=unstaged(document["hint"]),
-        where=unstaged(document["where"]),
-    )
-
-
 def _action_record(
-    spec: ActionSpec, action: Action, key: Digest, result: ActionResult
+    spec: ActionSpec,
+    action: Action,
+    key: Digest,
+    outputs: Mapping[str, Digest],
+    sources: Mapping[str, str],
 ) -> dict[str, Any]:
     return {
         "version": 1,
@@ -430,36 +416,44 @@ def _action_record(
         "toolchain": {
             "kind": spec.toolchain.kind,
             "name": spec.toolchain.name,
-            "modules": list(spec.toolchain.modules),
-            "distributions": list(spec.toolchain.distributions),
+            "modules": dict(spec.toolchain.modules),
+            "distributions": dict(spec.toolchain.distributions),
         },
+        "sources": dict(sources),
         "inputs": {name: digest.to_json() for name, digest in action.inputs.items()},
-        "outputs": {name: digest.to_json() for name, digest in result.outputs.items()},
+        "outputs": {name: digest.to_json() for name, digest in outputs.items()},
     }
+
+
+def _sources(spec: ActionSpec) -> dict[str, str]:
+    """Return where the inputs that are files came from, by staged name.
+
+    Absolute paths are left out: the record lies beside artifacts, which may travel.
+    """
+    return {
+        name: str(source.path)
+        for name, source in spec.inputs.items()
+        if isinstance(source, FileInput) and not source.path.is_absolute()
+    }
+
+
+def _not_cached(spec: ActionSpec, action: Action, destination: Destination | None) -> JarvisError:
+    """Return the error for an action that had to be cached, with what differs from last time."""
+    reason = "it was never made here"
+    if destination is not None and destination.record is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            before = json.loads(destination.record.read_bytes())
+            after = _action_record(spec, action, action.key(), {}, {})
+            changes = [change.render() for change in differences(before, after)]
+            reason = "; ".join(changes) or "the cache has lost it"
+    return JarvisError(
+        f"{action.description} is not cached, and everything must be: {reason}",
+        slug="action.not-cached",
+        hint="build it where the cache is filled, or leave `--require-cached` out",
+    )
 
 
 def _suggest(path: Path) -> str:
     """Return what may help where `path` cannot be read."""
     names = [] if not path.parent.is_dir() else [p.name for p in path.parent.iterdir()]
     return did_you_mean(path.name, names) or "check the path, or make the file first"
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file of the user's, sharing its blocks where the file system can.
-
-    Never a hard link: that would change the source's ctime, and share later edits.
-    """
-    with source.open("rb") as original, target.open("wb") as copy:
-        try:
-            while os.copy_file_range(original.fileno(), copy.fileno(), 1 << 30):
-                pass
-        except OSError:
-            shutil.copyfileobj(original, copy, 1 << 20)
-
-
-def _link(blob: Path, target: Path) -> None:
-    """Show a blob of the store, which is read-only, under another name."""
-    try:
-        os.link(blob, target)
-    except OSError:
-        shutil.copyfile(blob, target)

@@ -11,11 +11,12 @@ and ends with the tool only after it has ended all that is left. SIGTERM, or the
 (a process identifier), makes it end everything at once.
 
 The second process takes on the restrictions and becomes the tool. Landlock confines files, and
-on newer kernels signals. A seccomp filter refuses `socket` and `io_uring_setup`: without them
-there is no network of any kind. Neither a network namespace nor Landlock (as of ABI 7) would stop
-a connection to a socket file such as Docker's, and a namespace is what this sandbox does without.
+on newer kernels signals. A seccomp filter refuses sockets, io_uring, which would get around it,
+and shared memory and queues that are not files: so there is no network of any kind. Neither a
+network namespace nor Landlock (as of ABI 7) would stop a connection to a socket file such as
+Docker's, and namespaces are what this sandbox does without. Root loses its capabilities.
 
-Not confined: `stat` and `chmod` of files whose path is known, System V IPC.
+Not confined: `stat`, `chmod` and the like of files whose path is known.
 """
 
 from __future__ import annotations
@@ -39,18 +40,24 @@ _RULE_PATH_BENEATH = 1
 _READ_FILE = 1 << 2
 _READ = 1 << 0 | _READ_FILE | 1 << 3  # execute, read a file, list a folder
 _FILE_RIGHTS = 1 << 0 | 1 << 1 | _READ_FILE | 1 << 14 | 1 << 15  # those that fit what is no folder
+# In the tool's own folders all rights but those to make devices and sockets.
+_MAKE_SPECIAL = 1 << 6 | 1 << 9 | 1 << 11
 _ALL_NETWORK = 0b11  # bind and connect TCP
 _ALL_SCOPES = 0b11  # abstract sockets and signals
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
 _SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION = 0x20080522
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # BPF instructions
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 13  # EACCES
-_IO_URING_SETUP = 425
 _X32_CALLS = 0x40000000
 _SOCK_STREAM = 1
-# Machine: its name for seccomp, and its numbers of `socket` and `socketpair`.
-SECCOMP_MACHINES = {"x86_64": (0xC000003E, 41, 53), "aarch64": (0xC00000B7, 198, 199)}
+# Its name for seccomp, the number of `socketpair`, and those of `socket`, `io_uring_setup`,
+# `shmget`, `semget`, `msgget` and `mq_open`.
+SECCOMP_MACHINES = {
+    "x86_64": (0xC000003E, 53, (41, 425, 29, 64, 68, 240)),
+    "aarch64": (0xC00000B7, 199, (198, 425, 194, 190, 186, 180)),
+}
 
 # What programs expect everywhere, and what tells them nothing about the rest of the machine.
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -120,12 +127,15 @@ def restrict(rules: list[str]) -> None:
     )
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     for rule in rules:
-        _allow(ruleset, rule[2:], files if rule[0] == "w" else files & _READ)
+        _allow(ruleset, rule[2:], files & (_READ if rule[0] == "r" else ~_MAKE_SPECIAL))
     _allow(ruleset, "/proc/self", files & _READ)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _call(_RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
-    _refuse_sockets()
+    _refuse_calls()
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    if _LIBC.capset(header, bytes(24)) != 0:
+        raise _last_error("capset")
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
@@ -139,29 +149,38 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         os.close(file)
 
 
-def _refuse_sockets() -> None:
+def _refuse_calls() -> None:
     """Install the filter; a machine that it is not written for keeps its network."""
     known = SECCOMP_MACHINES.get(os.uname().machine)
     if known is None:
         return
-    machine, socket, socketpair = known
-    program = (
-        (_LOAD, 0, 0, 4),  # 0: the machine that the call is made for
-        (_EQUAL, 0, 9, machine),
-        (_LOAD, 0, 0, 0),  # 2: the number of the call
-        (_AT_LEAST, 7, 0, _X32_CALLS),
-        (_EQUAL, 6, 0, socket),
-        (_EQUAL, 5, 0, _IO_URING_SETUP),
-        (_EQUAL, 0, 3, socketpair),
-        (_LOAD, 0, 0, 24),  # 7: its second argument, the type; a datagram socket could send away
+    machine, socketpair, refused = known
+    # Each test skips the one step after it, or does not.
+    program = [
+        (_LOAD, 0, 0, 4),  # the machine that the call is made for
+        (_EQUAL, 1, 0, machine),
+        (_RETURN, 0, 0, _REFUSE),
+        (_LOAD, 0, 0, 0),  # the number of the call
+        (_AT_LEAST, 0, 1, _X32_CALLS),
+        (_RETURN, 0, 0, _REFUSE),
+    ]
+    for call in refused:
+        program += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _REFUSE)]
+    program += [
+        (_EQUAL, 1, 0, socketpair),
+        (_RETURN, 0, 0, _ALLOW),
+        (_LOAD, 0, 0, 24),  # its second argument, the type: a datagram socket can send anywhere
         (_AND, 0, 0, 0xF),
         (_EQUAL, 0, 1, _SOCK_STREAM),
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _REFUSE),
-    )
+    ]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
-    filter_ = struct.pack("@HP", len(program), ctypes.addressof(code))
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filter_)
+    _prctl(
+        _PR_SET_SECCOMP,
+        _SECCOMP_MODE_FILTER,
+        struct.pack("@HP", len(program), ctypes.addressof(code)),
+    )
 
 
 def _prctl(option: int, *values: int | bytes) -> None:

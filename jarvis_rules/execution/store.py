@@ -27,6 +27,9 @@ from jarvis_rules.errors import IntegrityError, ToolchainError
 UNFINISHED = ".jarvis-unfinished"
 
 
+_LOCK_DIGITS = 3
+
+
 class BlobMissingError(IntegrityError):
     """A blob is not in the store, or was damaged and has been removed."""
 
@@ -198,7 +201,12 @@ class Store:
         except ValueError:
             path.unlink(missing_ok=True)
             return None
-        return result if all(self.has(digest) for digest in result.outputs.values()) else None
+        if not all(self.has(digest) for digest in result.outputs.values()):
+            return None
+        # The time of last use, which collection goes by.
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return result
 
     def put_result(self, key: Digest, result: ActionResult) -> ActionResult:
         """Store the result of an action and return the one that counts: the first writer's.
@@ -223,6 +231,18 @@ class Store:
             _sync(file)
             file.replace(path)
         return result
+
+    @contextlib.contextmanager
+    def lock(self, key: Digest) -> Iterator[None]:
+        """Hold the right to execute the action of `key`, against all processes and threads.
+
+        Keys share a fixed number of lock files, so that none must ever be removed.
+        """
+        folder = self.root / "locks"
+        folder.mkdir(exist_ok=True)
+        with (folder / key.sha256[:_LOCK_DIGITS]).open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def forget(self, key: Digest) -> None:
         """Remove the cached result of an action."""

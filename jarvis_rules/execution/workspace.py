@@ -14,18 +14,33 @@ from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.execution_log import ExecutionLog
 from jarvis_rules.execution.executor import Executor
 from jarvis_rules.execution.file_digests import FileDigests
+from jarvis_rules.execution.process import install_signal_handlers
+from jarvis_rules.execution.sandbox import choose_sandbox
 from jarvis_rules.execution.store import UNFINISHED, Store
+
+MAX_SIZE_VARIABLE = "JARVIS_CACHE_MAX_SIZE"
+DEFAULT_MAX_SIZE = "20G"
 
 
 @contextlib.contextmanager
 def open_executor(
-    events: EventSink | None = None, log: ExecutionLog | None = None
+    events: EventSink | None = None,
+    log: ExecutionLog | None = None,
+    *,
+    require_cached: bool = False,
+    check_determinism: bool = False,
 ) -> Iterator[Executor]:
-    """Yield an executor over the user's cache directory (`JARVIS_CACHE`, else XDG's)."""
+    """Yield an executor over the user's cache directory (`JARVIS_CACHE`, else XDG's).
+
+    Ctrl-C and SIGTERM end the tools that it runs. UsageError, ToolchainError: `JARVIS_SANDBOX`
+    asks for what is unknown or impossible here, or the cache directory cannot be used.
+    """
     root = cache_directory()
     store, digests = Store(root), FileDigests(root / "file-digests.sqlite")
+    install_signal_handlers()
     try:
-        yield Executor(store, digests, log, events)
+        sandbox = choose_sandbox()
+        yield Executor(store, digests, log, events, sandbox, require_cached, check_determinism)
     finally:
         digests.close()
         store.close()

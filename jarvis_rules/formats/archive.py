@@ -154,6 +154,15 @@ class _ManifestDumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> Node:
+    # Unless it is escaped, YAML folds a line break of Unicode's into a space.
+    style = '"' if any(c in text for c in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+_ManifestDumper.add_representer(str, _represent_text)
+
+
 class _ManifestLoader(yaml.SafeLoader):
     """Builds plain values, and refuses what a manifest has no use for.
 

@@ -27,9 +27,10 @@ from jarvis_rules.rules.providers import DeclaredAction, PipelineInfo
 class Session:
     """The state behind every environment of one SCons run that builds into one `out`."""
 
-    def __init__(self, out: Path, gpus: Sequence[GpuTarget]) -> None:
+    def __init__(self, out: Path, gpus: Sequence[GpuTarget], check_determinism: bool) -> None:
         self.out = out
         self.gpus = tuple(gpus)
+        self.check_determinism = check_determinism
         self.console = Console()
         self.pipelines: dict[str, PipelineInfo] = {}
         self._declared: dict[Path, tuple[DeclaredAction, Any]] = {}
@@ -60,7 +61,17 @@ class Session:
         }
         log = ExecutionLog(self.out / "execution-log.jsonl", build)
         atexit.register(self._close, time.monotonic())
-        return self._resources.enter_context(open_executor(self.console, log))
+        executor = self._resources.enter_context(
+            open_executor(
+                self.console,
+                log,
+                require_cached=bool(SCons.Script.GetOption("require_cached")),
+                check_determinism=self.check_determinism,
+            )
+        )
+        if executor.sandbox.warning is not None:
+            self.console.note(executor.sandbox.warning)
+        return executor
 
     def _close(self, start: float) -> None:
         self.console.close()
@@ -137,7 +148,7 @@ class Session:
             digest = self.executor.digests.xxh3(Path(dependency.get_abspath()))
             dependency.get_ninfo().csig = f"xxh3:{digest}"
         current = dependency.get_csig()
-        if not self._is_intact(Path(target.get_internal_path())):
+        if self.check_determinism or not self._is_intact(Path(target.get_internal_path())):
             return True
         return bool(getattr(previous, "csig", None) != current)
 

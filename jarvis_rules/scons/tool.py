@@ -15,6 +15,7 @@ import SCons.Script
 from SCons.Variables import Variables
 
 from jarvis_rules.core.gpu import GpuTarget, detect_gpu, find_gpus, load_gpus
+from jarvis_rules.core.registry import require_known
 from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
 from jarvis_rules.execution.delivery import Destination, delivered_paths
 from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names
@@ -35,6 +36,7 @@ ALIASES = {
     "repository": "the Triton model repositories, OUT/<gpu>/models",
     "deploy": "repository, and with DEST=DIR a release in DIR and DIR/current",
 }
+_DETERMINISM = "determinism"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,6 +79,7 @@ def _configure(env: Any) -> None:
     variables.Add("GPU", f"GPU targets, several with commas: {gpus}", "")
     variables.Add("OUT", "folder of everything that is built", "out")
     variables.Add("DEST", "folder to publish a release of the repository to", "")
+    variables.Add("CHECK", "`determinism`: run every action twice and compare the bytes", "")
     known = set(variables.keys())
     unknown = [name for name in SCons.Script.ARGUMENTS if name not in known]
     variables.Update(env)
@@ -89,7 +92,9 @@ def _configure(env: Any) -> None:
                 hint=f"{suggestion + ' ' if suggestion else ''}known: {', '.join(sorted(known))}",
             )
     helping = SCons.Script.GetOption("help")
-    session = _session(Path(env["OUT"]), _gpus(env["GPU"]))
+    if env["CHECK"]:
+        require_known("check", env["CHECK"], (_DETERMINISM,), "variable.check")
+    session = _session(Path(env["OUT"]), _gpus(env["GPU"]), env["CHECK"] == _DETERMINISM)
     env["JARVIS_SESSION"] = session
     env["BUILDERS"]["JarvisAction"] = _builder()
     env["GPU"] = ",".join(gpu.name for gpu in session.gpus)
@@ -110,8 +115,14 @@ def _gpus(names: str) -> tuple[GpuTarget, ...]:
 
 
 @functools.cache
-def _session(out: Path, gpus: tuple[GpuTarget, ...]) -> Session:
-    return Session(out, gpus)
+def _session(out: Path, gpus: tuple[GpuTarget, ...], check_determinism: bool) -> Session:
+    SCons.Script.AddOption(
+        "--require-cached",
+        dest="require_cached",
+        action="store_true",
+        help="fail at the first action that is not in the cache, and say why.",
+    )
+    return Session(out, gpus, check_determinism)
 
 
 def _help_text(variables: Variables, env: Any) -> str:
@@ -122,6 +133,7 @@ def _help_text(variables: Variables, env: Any) -> str:
         f"{variables.GenerateHelpText(env, sort=True)}\n"
         "Examples:\n  scons deploy GPU=a100\n  scons deploy GPU=cpu,t4 OUT=/tmp/out\n"
         "  scons deploy DEST=/srv/models\n"
+        "  scons deploy --require-cached\n  scons deploy CHECK=determinism\n"
     )
 
 

@@ -29,6 +29,10 @@ from jarvis_rules.execution.process import (
 from jarvis_rules.execution.sandbox import try_sandbox
 
 ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+}
 GONE_SECONDS = 1.0
 START_SECONDS = 20.0
 # Starts a child in a session of its own, as a daemon if asked; all ignore SIGTERM.
@@ -286,7 +290,7 @@ def start_program(tmp_path, pipe, style, sandbox, *tool):
     return subprocess.Popen(
         argv,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         pass_fds=[pipe.writer],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -317,9 +321,8 @@ def test_an_ignored_signal_stays_ignored():
         "install_signal_handlers(); install_signal_handlers()\n"
         "os.kill(os.getpid(), signal.SIGHUP); print('alive')\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-c", code]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert done.stdout == "alive\n"
 
 
@@ -353,7 +356,7 @@ def test_signals_end_the_tools_of_scons(tmp_path, pipe, jobs, number):
     with subprocess.Popen(
         [sys.executable, "-m", "SCons", "-Q", f"-j{jobs}"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         pass_fds=[pipe.writer],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,99 @@
+"""`jarvis-rules cache`: look at the cache, shrink it, check it, empty it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from typing import Any
+
+from jarvis_rules.errors import EXIT_INTEGRITY, EXIT_OK, UsageError
+
+EPILOG = """\
+examples:
+  jarvis-rules cache stat
+  jarvis-rules cache gc --max-size 10G
+  jarvis-rules cache verify --format json
+  JARVIS_CACHE=/shared/cache jarvis-rules cache clear
+"""
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the `cache` command."""
+    parser = subparsers.add_parser(
+        "cache",
+        help="show, shrink, check or empty the cache of action results",
+        description="The cache lies under JARVIS_CACHE, by default ~/.cache/jarvis-rules. `stat` "
+        "shows its size, `gc` removes what has not been used for longest, `verify` reads all of "
+        "it and removes what is damaged, `clear` empties it. A running build is not harmed: what "
+        "it misses, it makes again.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=("stat", "gc", "verify", "clear"), help="what to do")
+    parser.add_argument(
+        "--max-size",
+        metavar="SIZE",
+        help="with `gc`: bytes to keep at most, as 500M or 20G (default: JARVIS_CACHE_MAX_SIZE, "
+        "else 20G)",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    parser.set_defaults(run=run, parser=parser)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `500M`, `20G` or a plain number; UsageError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(
+            f"expected a size such as 500M or 20G, got `{text}`",
+            slug="cache.size",
+            hint="units are K, M, G and T, in powers of 1024",
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the verb says and print the outcome; return 0, or 3 where something was damaged."""
+    import os
+
+    from jarvis_rules.core.cache_directory import cache_directory
+    from jarvis_rules.execution import collection
+    from jarvis_rules.execution.workspace import DEFAULT_MAX_SIZE, MAX_SIZE_VARIABLE
+
+    root = cache_directory()
+    document: dict[str, Any] = {"cache": str(root)}
+    code = EXIT_OK
+    if arguments.verb == "gc":
+        limit = arguments.max_size or os.environ.get(MAX_SIZE_VARIABLE) or DEFAULT_MAX_SIZE
+        collected = collection.collect(root, parse_size(limit))
+        document |= {
+            "removed_results": collected.results,
+            "removed_blobs": collected.blobs,
+            "removed_bytes": collected.blob_bytes,
+        }
+    elif arguments.verb == "verify":
+        verified = collection.verify(root)
+        document |= {
+            "checked_blobs": verified.blobs,
+            "checked_results": verified.results,
+            "damaged": list(verified.damaged),
+        }
+        code = EXIT_INTEGRITY if verified.damaged else EXIT_OK
+    elif arguments.verb == "clear":
+        collection.clear(root)
+    document |= collection.measure(root).to_json()
+    _print(document, arguments.format)
+    return code
+
+
+def _print(document: dict[str, Any], form: str) -> None:
+    if form == "json":
+        print(json.dumps(document, indent=2))  # noqa: T201
+        return
+    for name, value in document.items():
+        shown = ", ".join(value) or "none" if isinstance(value, list) else value
+        if name.endswith("bytes"):
+            shown = f"{value / (1 << 20):.1f} MiB"
+        print(f"{name.replace('_', ' '):16} {shown}")  # noqa: T201

@@ -1,0 +1,140 @@
+"""One run of a tool: in its sandbox, to its outputs or to the error that it reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jarvis_rules.core.action import INPUTS, OUTPUTS, Action, Output
+from jarvis_rules.core.digest import Digest
+from jarvis_rules.errors import ERROR_CLASSES, JarvisBug, JarvisError
+from jarvis_rules.execution.delivery import listed_files
+from jarvis_rules.execution.process import (
+    ProcessCancelledError,
+    ProcessTimeoutError,
+    run_process,
+)
+from jarvis_rules.execution.sandbox import Sandbox
+
+LOG = "log.txt"
+_ERROR_FILE = "error.json"
+_LOG_TAIL = 15
+
+
+def run_tool(sandbox: Sandbox, action: Action, folder: Path, names: Mapping[str, str]) -> None:
+    """Run the tool of `action` in `folder`, where its request and inputs lie.
+
+    `names` is what people call an input, by staged name. JarvisError where the tool reports one,
+    crashes, takes too long or is cancelled.
+    """
+    argv = [sys.executable, *action.argv[1:]]
+    launch = sandbox.command(argv, folder, action.environment)
+    try:
+        code = run_process(
+            launch.argv,
+            cwd=launch.cwd,
+            environment=launch.environment,
+            log=folder / LOG,
+            timeout=action.timeout,
+        )
+    except ProcessTimeoutError:
+        raise JarvisError(
+            f"{action.description} ran for more than {action.timeout} s and was stopped",
+            slug="action.timeout",
+            hint="raise the action's time-out, or give the machine more to work with",
+        ) from None
+    except ProcessCancelledError:
+        raise _interrupted(action) from None
+    if code == 0:
+        return
+    report = launch.cwd / _ERROR_FILE
+    if report.is_file():
+        raise _reported(report.read_bytes(), names)
+    raise _interrupted(action) if code == -signal.SIGINT else _crashed(action, folder, code)
+
+
+def collect_outputs(
+    mnemonic: str, output: Output, folder: Path, put: Callable[[Path], Digest]
+) -> dict[str, Digest]:
+    """Store every declared output and return its digest; JarvisBug where one is missing."""
+    outputs = folder / OUTPUTS
+    file = outputs / output.file
+    if not file.is_file():
+        raise JarvisBug(f"{mnemonic} wrote no {output.file}")
+    collected = {output.file: put(file)}
+    found = {path for path in outputs.rglob("*") if not path.is_dir()} - {file}
+    if output.tree is not None:
+        for name, digest in listed_files(file).items():
+            path = outputs / output.tree / name
+            collected[f"{output.tree}/{name}"] = put(path)
+            found.discard(path)
+            if collected[f"{output.tree}/{name}"] != digest:
+                raise JarvisBug(f"{mnemonic} lists another digest for {name}")
+    if found:
+        raise JarvisBug(f"{mnemonic} wrote undeclared files: {sorted(map(str, found))}")
+    return collected
+
+
+def copy_source(source: Path, target: Path) -> None:
+    """Copy a file of the user's, sharing its blocks where the file system can.
+
+    Never a hard link: that would change the source's ctime, and share later edits.
+    """
+    with source.open("rb") as original, target.open("wb") as copy:
+        try:
+            while os.copy_file_range(original.fileno(), copy.fileno(), 1 << 30):
+                pass
+        except OSError:
+            shutil.copyfileobj(original, copy, 1 << 20)
+
+
+def link_blob(blob: Path, target: Path) -> None:
+    """Show a blob of the store, which is read-only, under another name."""
+    try:
+        os.link(blob, target)
+    except OSError:
+        shutil.copyfile(blob, target)
+
+
+def _interrupted(action: Action) -> JarvisError:
+    return JarvisError(
+        f"{action.description} was interrupted",
+        slug="action.interrupted",
+        hint="build again: what was finished is not done twice",
+    )
+
+
+def _crashed(action: Action, folder: Path, code: int) -> JarvisError:
+    text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    tail = "\n".join(text.splitlines()[-_LOG_TAIL:])
+    reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    hint = "please report this: a tool must end in a message, not in a crash"
+    if code == -signal.SIGKILL:
+        hint = "was it the machine that ran out of memory? see `dmesg`, and run fewer at once"
+    return JarvisError(
+        f"{action.description} failed: {reason}\n{tail}", slug="action.crashed", hint=hint
+    )
+
+
+def _reported(data: bytes, names: Mapping[str, str]) -> JarvisError:
+    """Return the error that a tool reported, with the user's paths instead of the staged ones."""
+    document = json.loads(data)
+    staged = {f"{INPUTS}/{name}": shown for name, shown in names.items()}
+    pattern = re.compile("|".join(map(re.escape, sorted(staged, key=len, reverse=True))) or "(?!)")
+
+    def unstaged(text: str | None) -> str | None:
+        return None if text is None else pattern.sub(lambda match: staged[match[0]], text)
+
+    kind = ERROR_CLASSES.get(document["class"], JarvisError)
+    return kind(
+        unstaged(document["message"]) or "",
+        slug=document["slug"],
+        hint=unstaged(document["hint"]),
+        where=unstaged(document["where"]),
+    )
