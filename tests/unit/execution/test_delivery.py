@@ -101,6 +101,15 @@ def test_what_is_no_longer_listed_goes(put, out):
     assert not (out.tree / "am" / "2").exists()
 
 
+def test_an_old_model_that_somebody_has_changed_is_no_obstacle(put, out):
+    put({**MODELS, "old/1/model.py": b"old"})
+    (out.tree / "old" / "1" / "model.py").unlink()
+    (out.tree / "old" / "1").rmdir()
+    (out.tree / "old" / "1").write_bytes(b"mine")
+    put(MODELS)
+    assert contents(out.tree) == {**MODELS, "old/1": b"mine"}
+
+
 def test_scons_has_removed_the_manifest(put, out):
     """SCons unlinks a target before it is built; the record still knows what was delivered."""
     put({**MODELS, "old/1/model.py": b"old"})
@@ -340,6 +349,13 @@ def test_a_differing_model_is_a_conflict(put, out, store, digests, damage):
     path = find_conflict(digests, TREE, result, out.tree)
     assert path is not None
     assert path.is_relative_to(out.tree / "am")
+
+
+def test_a_link_in_the_place_of_a_model_is_a_conflict(out, store, digests):
+    out.tree.mkdir(parents=True)
+    (out.tree / "am").symlink_to("/nowhere")
+    result = result_of(store, TREE, MODELS)
+    assert find_conflict(digests, TREE, result, out.tree).is_relative_to(out.tree / "am")
 
 
 def test_other_models_are_no_conflict(out, store, digests):

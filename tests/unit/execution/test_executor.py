@@ -29,6 +29,7 @@ from jarvis_rules.core.action import (
 from jarvis_rules.core.digest import digest_bytes, digest_file
 from jarvis_rules.core.toolchain import Toolchain
 from jarvis_rules.errors import IntegrityError, JarvisBug, JarvisError, ToolchainError, UsageError
+from jarvis_rules.execution import file_digests
 from jarvis_rules.execution.delivery import Destination, is_intact
 from jarvis_rules.execution.execution_log import read_last_build
 from jarvis_rules.execution.file_digests import FileStamp
@@ -288,13 +289,13 @@ def test_a_source_that_changes_before_it_is_staged_fails_the_action(
 
 
 def test_a_file_in_two_places_must_be_the_same_in_both(executor, probe, file, monkeypatch):
-    real, calls = executor.digests.sha256, []
+    real, later = executor.digests.sha256, file.stat().st_ctime_ns + 10**11
+    monkeypatch.setattr(file_digests.time, "time_ns", lambda: later)
 
     def sha256(path):
-        calls.append(path)
-        if len(calls) == 2:
-            path.write_bytes(b"MODEL")
-        return real(path)
+        found = real(path)
+        path.write_bytes(b"MODEL")
+        return found
 
     monkeypatch.setattr(executor.digests, "sha256", sha256)
     with pytest.raises(IntegrityError, match="changed while"):
@@ -376,6 +377,10 @@ def test_an_error_names_the_user_s_files(executor, probe, file, ejrvs):
     assert (error.where, error.slug) == (str(nested), "some.slug")
 
 
+def log_of(error):
+    return Path(error.message.partition("whole log: ")[2].partition("\n")[0])
+
+
 def test_a_crash_shows_the_end_of_the_log_and_where_all_of_it_is(executor, probe):
     texts = [f"reason {i}" for i in range(2)]
     errors = []
@@ -396,7 +401,7 @@ def test_actions_of_one_kind_keep_logs_of_their_own(executor, probe, tmp_path):
         (tmp_path / name).write_text(name)
         with pytest.raises(JarvisError) as caught:
             executor.run(probe({"crash": "x"}, {"x": FileInput(tmp_path / name)}))
-        logs.add(caught.value.message.rpartition("whole log: ")[2])
+        logs.add(log_of(caught.value))
     assert len(logs) == 2
 
 

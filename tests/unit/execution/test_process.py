@@ -35,20 +35,25 @@ ENVIRONMENT = {
 }
 GONE_SECONDS = 1.0
 START_SECONDS = 20.0
-# Starts a child in a session of its own, as a daemon if asked; all ignore SIGTERM.
+# Starts a child in a session of its own, as a daemon if asked; all ignore SIGTERM, or only the
+# child (`mortal`), or the child is started when SIGTERM comes (`late`).
 TREE = """
 import os, signal, sys, time
-pipe, daemon = int(sys.argv[1]), sys.argv[2] == "daemon"
-def stay():
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pipe, kind = int(sys.argv[1]), sys.argv[2]
+def stay(on_term):
+    signal.signal(signal.SIGTERM, on_term)
     os.write(pipe, b".")
-    time.sleep(60)
-if os.fork() == 0:
-    os.setsid()
-    if daemon and os.fork():
-        os._exit(0)
-    stay()
-stay()
+    while True:
+        time.sleep(60)
+def start(*_):
+    if os.fork() == 0:
+        os.setsid()
+        if kind == "daemon" and os.fork():
+            os._exit(0)
+        stay(signal.SIG_IGN)
+if kind != "late":
+    start()
+stay({"mortal": signal.SIG_DFL, "late": start}.get(kind, signal.SIG_IGN))
 """
 # A tool in the frame that all of ours have.
 FRAMED = """
@@ -103,6 +108,14 @@ class Pipe:
         for _ in range(processes):
             assert self._readable(START_SECONDS), "the processes never started"
             assert os.read(self.reader, 1) == b"."
+
+    def drain(self):
+        """Take what was written so far."""
+        os.set_blocking(self.reader, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.reader, 64):
+                pass
+        os.set_blocking(self.reader, True)
 
     def seconds_until_gone(self):
         """Return how long it takes until nobody holds the pipe any more."""
@@ -259,6 +272,22 @@ def test_cancelling_ends_the_whole_tree(tmp_path, pipe, sandbox, how):
     assert pipe.seconds_until_gone() < GONE_SECONDS
     worker.join(GONE_SECONDS)
     assert len(outcome) == 1
+
+
+@pytest.mark.parametrize("kind", ["mortal", "late"])
+def test_what_leaves_the_group_is_ended_as_well(tmp_path, pipe, kind):
+    event = threading.Event()
+
+    def cancel():
+        pipe.await_tree(1 if kind == "late" else 2)
+        event.set()
+
+    threading.Thread(target=cancel).start()
+    with pytest.raises(ProcessCancelledError):
+        python(tmp_path, TREE, pipe.writer, kind, pass_fds=[pipe.writer], cancelled=event)
+    pipe.close_writer()
+    pipe.drain()
+    assert pipe.seconds_until_gone() < GONE_SECONDS
 
 
 def test_a_cancellation_before_the_start_counts_from_when_the_action_began(tmp_path):
