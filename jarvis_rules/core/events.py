@@ -26,7 +26,14 @@ class ActionFinished:
     seconds: float
 
 
-Event = ActionStarted | ActionFinished
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that whoever relies on the results must know."""
+
+    text: str
+
+
+Event = ActionStarted | ActionFinished | Notice
 
 
 class EventSink(Protocol):

@@ -6,6 +6,7 @@ named like the folder, in the singular (`pipelines/pipeline.py`).
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
 T = TypeVar("T")
 
 
+@functools.cache
 def entry_names(package: str) -> tuple[str, ...]:
     """Return the names of the entries of a folder, sorted; nothing but the package is imported."""
     path = importlib.import_module(package).__path__
@@ -24,6 +26,7 @@ def entry_names(package: str) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name != base and not name.startswith("_")))
 
 
+@functools.cache
 def entry_modules(package: str) -> tuple[str, ...]:
     """Return the dotted module names of the entries of a folder."""
     return tuple(f"{package}.{name}" for name in entry_names(package))

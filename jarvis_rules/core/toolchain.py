@@ -15,12 +15,17 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
+import os
 import sys
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jarvis_rules.core.cache_directory import cache_directory
 from jarvis_rules.core.canonical_json import dump_canonical_json
 from jarvis_rules.core.digest import digest_bytes, digest_file
 from jarvis_rules.errors import JarvisBug, ToolchainError
@@ -46,6 +51,9 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "xxhash": ("xxhash",),
     "yaml": ("pyyaml",),
 }  # fmt: skip
+
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_SETTLED_NS = 2_000_000_000
 
 # Imported by the runtime inside Triton only: never on the build's side of a tool.
 _RUNTIME_ONLY = frozenset({"triton_python_backend_utils", "jarvis_runtime"})
@@ -73,15 +81,63 @@ def find_toolchain(kind: str, tool: str, extra_modules: Iterable[str] = ()) -> T
 
 @functools.cache
 def _find_toolchain(kind: str, tool: str, extra_modules: tuple[str, ...]) -> Toolchain:
-    modules, imports = import_closure((f"{PACKAGE}.tools.{tool}", *extra_modules))
-    distributions = sorted({name for imported in imports for name in _distributions(imported)})
-    document: dict[str, Any] = {
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "modules": {name: _module_digest(name) for name in modules},
-        "distributions": {name: _distribution_digest(name) for name in distributions},
-    }
-    fingerprint = digest_bytes(dump_canonical_json(document)).sha256
-    return Toolchain(kind, tool, fingerprint, document["modules"], document["distributions"])
+    roots = (f"{PACKAGE}.tools.{tool}", *extra_modules)
+    remembered = _recall(roots)
+    if remembered is None:
+        modules, imports = import_closure(roots)
+        names = sorted({name for imported in imports for name in _distributions(imported)})
+        remembered = {
+            "python": _PYTHON,
+            "modules": {name: _module_digest(name) for name in modules},
+            "distributions": {name: _distribution_digest(name) for name in names},
+        }
+        _remember(roots, remembered)
+    fingerprint = digest_bytes(dump_canonical_json(remembered)).sha256
+    return Toolchain(kind, tool, fingerprint, remembered["modules"], remembered["distributions"])
+
+
+# Reading all these sources takes longer than a build with nothing to do, so what came of it is
+# kept in the cache directory, with the stamp of every file that was read.
+
+
+def _memo(roots: tuple[str, ...]) -> Path:
+    place = [_PYTHON, sys.prefix, str(Path(__file__).parent), *roots]
+    name = digest_bytes(dump_canonical_json(place)).sha256
+    return cache_directory() / "toolchains" / f"{name}.json"
+
+
+def _recall(roots: tuple[str, ...]) -> dict[str, Any] | None:
+    try:
+        document = json.loads(_memo(roots).read_bytes())
+        if all(_stamp(path) == stamp for path, stamp in document["files"].items()):
+            return dict(document["toolchain"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _remember(roots: tuple[str, ...], toolchain: dict[str, Any]) -> None:
+    files = [file for name in toolchain["modules"] for file in _files(name)]
+    files += [_record(name) for name in toolchain["distributions"]]
+    folders = {str(file.parent) for file in files}
+    memo = _memo(roots)
+    try:
+        stamps = {name: _stamp(name) for name in sorted({*map(str, files), *folders})}
+        # A file that was written a moment ago could still change without its stamp changing.
+        if time.time_ns() - max(stamp[2] for stamp in stamps.values()) < _SETTLED_NS:
+            return
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memo.with_name(f"{memo.name}.{os.getpid()}.{threading.get_ident()}")
+        temporary.write_bytes(dump_canonical_json({"files": stamps, "toolchain": toolchain}))
+        temporary.replace(memo)
+    except OSError:
+        # A memo: without one, the sources are read again.
+        return
+
+
+def _stamp(path: str) -> list[int]:
+    status = os.stat(path)  # noqa: PTH116  (hundreds of them in every build)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _distributions(imported: str) -> tuple[str, ...]:
@@ -147,14 +203,28 @@ def _imports(module: str) -> tuple[frozenset[str], frozenset[str]]:
 @functools.cache
 def _module_digest(module: str) -> str:
     """Return the digest of a module's source and of the data files that it declares."""
-    path = _source(module)
-    source = path.read_bytes()
-    state = hashlib.sha256(source)
-    for pattern in _package_data(source):
-        for file in sorted(path.parent.glob(pattern)):
-            name = file.relative_to(path.parent).as_posix()
-            state.update(f"\0{name}\0{digest_file(file)}".encode())
+    path, *data = _files(module)
+    state = hashlib.sha256(path.read_bytes())
+    for file in data:
+        name = os.path.relpath(file, path.parent)
+        state.update(f"\0{name}\0{digest_file(file)}".encode())
     return state.hexdigest()
+
+
+@functools.cache
+def _files(module: str) -> tuple[Path, ...]:
+    """Return a module's source and the data files that it declares."""
+    path = _source(module)
+    patterns = _package_data(path.read_bytes())
+    return path, *(file for pattern in patterns for file in sorted(path.parent.glob(pattern)))
+
+
+def _record(name: str) -> Path:
+    """Return what changes whenever a distribution is installed anew: its `RECORD`."""
+    distribution = importlib.metadata.distribution(name)
+    return Path(str(distribution.locate_file(""))) / next(
+        (str(file) for file in distribution.files or () if file.name == "RECORD"), ""
+    )
 
 
 def _package_data(source: bytes) -> tuple[str, ...]:

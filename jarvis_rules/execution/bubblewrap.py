@@ -1,7 +1,7 @@
 """The sandbox of namespaces: bubblewrap (`bwrap`), from the system or from its wheel.
 
 The tool sees a file system of its own, read-only but for three places: the action's folder at
-`/action` (in it `inputs/` and `request.json` are read-only too), and an empty `/tmp` and `/dev`
+`/action` (in it `inputs/`, `request.json` and the log are read-only too), and an empty `/tmp` and `/dev`
 of its own. Of this machine it has the system's programs and libraries and the toolchain, at their
 own paths. It is alone among processes, has no network, no capability and no way to get either.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jarvis_rules.core.action import INPUTS, REQUEST
-from jarvis_rules.execution.process import Launch
+from jarvis_rules.execution.process import LOG, Launch
 
 ACTION_FOLDER = "/action"
 HOST_NAME = "jarvis"
@@ -63,6 +63,8 @@ class BubblewrapSandbox:
             *("--bind", str(folder), ACTION_FOLDER),
             *("--ro-bind", str(folder / INPUTS), inputs),
             *("--ro-bind", str(folder / REQUEST), request),
+            # A link in its place would be followed by whoever reads the log out here.
+            *("--ro-bind-try", str(folder / LOG), f"{ACTION_FOLDER}/{LOG}"),
             *("--chdir", ACTION_FOLDER, "--remount-ro", "/"),
         ]
         variables = {**environment, "PYTHONPATH": str(self.python_path)}

@@ -90,7 +90,7 @@ def deliver(
         _keep_previous(destination.record, record)
     files = [*_expected(output, result.outputs, destination)]
     for path, digest in [*files, (destination.file, result.outputs[output.file])]:
-        if not _is(digests, path, digest):
+        if not digests.matches(path, digest):
             digests.record(path, digest, store.copy_to(digest, path))
     if destination.record is not None:
         digest = store.put_bytes(dump_readable_json(dict(record)))
@@ -122,7 +122,7 @@ def is_intact(digests: FileDigests, output: Output, destination: Destination) ->
         outputs = {str(n): Digest.from_json(d) for n, d in document["outputs"].items()}
         expected = [*_expected(output, outputs, destination)]
         if not all(
-            _is(digests, path, digest)
+            digests.matches(path, digest)
             for path, digest in [(destination.file, outputs[output.file]), *expected]
         ):
             return False
@@ -137,7 +137,7 @@ def find_conflict(
     """Return a file of the tree's existing top folders that a delivery would change or remove."""
     for path, digest in _expected(output, result.outputs, Destination(tree, tree)):
         top = tree / path.relative_to(tree).parts[0]
-        if os.path.lexists(top) and not _is(digests, path, digest):
+        if os.path.lexists(top) and not digests.matches(path, digest):
             return path
     return next(_strays(output, result.outputs, tree), None)
 
@@ -212,13 +212,6 @@ def _parents(name: str) -> Iterator[str]:
     """Yield the folders of a file name: `a` and `a/b` of `a/b/c`."""
     parts = name.split("/")
     return ("/".join(parts[:end]) for end in range(1, len(parts)))
-
-
-def _is(digests: FileDigests, path: Path, digest: Digest) -> bool:
-    try:
-        return path.stat().st_size == digest.size and digests.sha256(path) == digest
-    except OSError:
-        return False
 
 
 def _remove_file(path: Path, tree: Path) -> None:

@@ -28,7 +28,14 @@ from jarvis_rules.core.action import (
 )
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.core.digest import Digest, digest_file
-from jarvis_rules.core.events import ActionFinished, ActionStarted, EventSink, NoEvents, Outcome
+from jarvis_rules.core.events import (
+    ActionFinished,
+    ActionStarted,
+    EventSink,
+    NoEvents,
+    Notice,
+    Outcome,
+)
 from jarvis_rules.errors import IntegrityError, JarvisError, UsageError, did_you_mean
 from jarvis_rules.execution.action_difference import differences
 from jarvis_rules.execution.delivery import Destination, deliver, listed_files
@@ -89,10 +96,19 @@ class Executor:
         self.digests = digests
         self.log = log
         self.events = events or NoEvents()
-        self.sandbox = sandbox or choose_sandbox()
+        self._sandbox = sandbox
         self.require_cached = require_cached
         self.check_determinism = check_determinism
         self._gate = ResourceGate()
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The sandbox that tools run in, chosen when the first one does: trying takes a moment."""
+        if self._sandbox is None:
+            self._sandbox = choose_sandbox()
+            if self._sandbox.warning is not None:
+                self.events.receive(Notice(self._sandbox.warning))
+        return self._sandbox
 
     def run(self, spec: ActionSpec, destination: Destination | None = None) -> Executed:
         """Bring about the result of `spec`, and its files at `destination` if one is given.

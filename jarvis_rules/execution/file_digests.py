@@ -7,6 +7,7 @@ memo and nothing else: a damaged one is replaced, one that cannot be asked is do
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -70,11 +71,33 @@ class FileDigests:
     def __init__(self, database: Path) -> None:
         self._lock = threading.Lock()
         self._connection = _open(database)
+        self._rows: dict[bytes, tuple[str, str | None, str | None]] = {}
 
     def close(self) -> None:
         """Close the database."""
         with self._lock:
             self._connection.close()
+
+    def preload(self, folder: Path) -> None:
+        """Read what is known of the files under `folder` at once, before many are asked for."""
+        start = _key(folder) + b"/"
+        with contextlib.suppress(sqlite3.DatabaseError), self._lock:
+            rows = self._connection.execute(
+                "select path, stamp, sha256, xxh3 from digests where path >= ? and path < ?",
+                (start, start[:-1] + b"0"),
+            )
+            self._rows |= {path: (stamp, sha256, xxh3) for path, stamp, sha256, xxh3 in rows}
+
+    def matches(self, path: Path, digest: Digest) -> bool:
+        """Return whether there is a file at `path` with the content of `digest`."""
+        try:
+            stamp = FileStamp.of(path)
+            if stamp.size != digest.size:
+                return False
+            known = self._recall(path, stamp, "sha256")
+            return (known or self.sha256(path).sha256) == digest.sha256
+        except OSError:
+            return False
 
     def sha256(self, path: Path) -> Digest:
         """Return the SHA-256 digest of the file at `path`; OSError where it cannot be read."""
@@ -113,6 +136,9 @@ class FileDigests:
             self._remember(path, stamp, "sha256", digest.sha256)
 
     def _recall(self, path: Path, stamp: FileStamp, column: str) -> str | None:
+        held = self._rows.get(_key(path))
+        if held is not None and held[0] == stamp.text():
+            return held[1] if column == "sha256" else held[2]
         row = self._ask(
             f"select {column} from digests where path=? and stamp=?",  # noqa: S608  (two literal names)
             (_key(path), stamp.text()),
@@ -121,6 +147,7 @@ class FileDigests:
 
     def _remember(self, path: Path, stamp: FileStamp, column: str, value: str) -> None:
         other = {"sha256": "xxh3", "xxh3": "sha256"}[column]
+        self._rows.pop(_key(path), None)
         self._ask(
             f"insert into digests (path, stamp, {column}) values (?,?,?) on conflict (path) "  # noqa: S608
             f"do update set {other}=case when stamp=excluded.stamp then {other} end, "

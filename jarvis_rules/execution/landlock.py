@@ -1,9 +1,9 @@
 """The launcher of the Landlock sandbox: forbids itself nearly everything, then runs a tool.
 
-A program of its own, run by path with the standard library only, because what it does cannot be
-undone and must not happen in a process with threads:
+A program of its own, with the standard library only, because what it does cannot be undone and
+must not happen in a process with threads (`LAUNCHER` is how to start it):
 
-    python -I -S landlock.py PARENT r:PATH… w:PATH… -- COMMAND…
+    … PARENT r:PATH… w:PATH… -- COMMAND…
 
 `r:` may be read and executed, `w:` also written; a folder stands for all that is in it. The first
 process becomes the supervisor: it is not restricted, adopts every orphan of the tool (subreaper),
@@ -64,22 +64,33 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _CHILDREN = "/proc/self/task/{}/children"
 
 
+# Imported, not run by path, so that it need not be compiled each time; and by itself, because our
+# package takes longer to import than all that it needs.
+LAUNCHER = (
+    "-I",
+    "-S",
+    "-c",
+    "import sys; sys.path.append(sys.argv.pop(1)); import landlock; landlock.main(sys.argv[1:])",
+    os.path.dirname(__file__),  # noqa: PTH120  (pathlib loads slowly)
+)
+
+
 def landlock_abi() -> int:
     """Return the version of Landlock that this kernel speaks; OSError where it has none."""
     return _call(_CREATE_RULESET, None, 0, _RULESET_VERSION)
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command under the rules and return its exit code, 128 and more for a signal."""
+def main(arguments: list[str]) -> None:
+    """Run the command under the rules and exit with its code, 128 and more for a signal."""
     end = arguments.index("--")
     parent, rules, command = int(arguments[0]), arguments[1:end], arguments[end + 1 :]
-    if not os.path.exists(_CHILDREN.format(os.getpid())):  # noqa: PTH110  (pathlib loads slowly)
+    if not os.path.exists(_CHILDREN.format(os.getpid())):  # noqa: PTH110
         sys.exit("this kernel does not list the children of a process (CONFIG_PROC_CHILDREN)")
     signal(_SIGTERM, lambda number, _: sys.exit(128 + number))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, _SIGTERM)
     if os.getppid() != parent:
-        return 128 + _SIGTERM
+        sys.exit(128 + _SIGTERM)
     try:
         tool = os.fork()
         if tool == 0:
@@ -90,7 +101,8 @@ def main(arguments: list[str]) -> int:
     finally:
         _end_children()
     code = os.waitstatus_to_exitcode(status)
-    return 128 - code if code < 0 else code
+    # Nothing is left to be flushed or cleaned up, and Python takes its time for that.
+    os._exit(128 - code if code < 0 else code)
 
 
 def _end_children() -> None:
@@ -204,6 +216,3 @@ def _last_error(what: str) -> OSError:
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -28,6 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UMASK = 0o022
+LOG = "log.txt"
+"""What a tool says goes there in its action's folder: sandboxes keep the tool's hands off it."""
+
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 0.3
 _REAP_SECONDS = 0.5
@@ -74,7 +77,8 @@ def run_process(
 
     It gets a session of its own, so that the terminal's Ctrl-C reaches this program only, an
     empty standard input, and exactly `environment`. A `cancel_all` after `since` (monotonic;
-    default: now) cancels it even when it came before the start. ProcessTimeoutError,
+    default: now) cancels it even when it came before the start: give it the moment from which the
+    action was on its way, so that one that still waits for its turn never starts after Ctrl-C. ProcessTimeoutError,
     ProcessCancelledError: the process was ended, and so it is when any exception is raised here.
     """
     deadline = time.monotonic() + timeout
@@ -128,7 +132,7 @@ def cancel_all() -> None:
         _signal_group(pid, signal.SIGTERM)
 
 
-def install_signal_handlers() -> None:
+def install_signal_handlers() -> bool:
     """Make SIGINT, SIGTERM and SIGHUP end every running tool, whoever else handles them.
 
     Nobody's handler is replaced, now or later: Python writes the number of each signal that has a
@@ -139,11 +143,14 @@ def install_signal_handlers() -> None:
     called until the build is over. A thread also works while the main thread is busy in C code.
 
     Where SIGTERM or SIGHUP would end this program at once, they now raise KeyboardInterrupt like
-    SIGINT, so that a command cleans up. Ignored signals stay ignored (`nohup`). Repeated calls do
-    nothing, and neither does one from another than the main thread, where Python forbids it.
+    SIGINT, so that a command cleans up. Ignored signals stay ignored (`nohup`). Call it once from
+    the main thread, before SCons starts its jobs; repeated calls do nothing. Return whether it
+    works: from another thread, where Python forbids it, a first call does nothing and says False.
     """
-    if threading.current_thread() is not threading.main_thread() or _watchers:
-        return
+    if _watchers:
+        return True
+    if threading.current_thread() is not threading.main_thread():
+        return False
     for number in _SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
@@ -155,6 +162,7 @@ def install_signal_handlers() -> None:
     )
     _watchers.append(watcher)
     watcher.start()
+    return True
 
 
 def _watch_signals(reader: int, previous: int) -> None:

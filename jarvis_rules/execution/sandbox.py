@@ -28,7 +28,7 @@ from typing import Protocol
 import jarvis_rules
 from jarvis_rules.core.action import INPUTS, OUTPUTS, REQUEST
 from jarvis_rules.core.registry import require_known
-from jarvis_rules.errors import ToolchainError
+from jarvis_rules.errors import JarvisBug, ToolchainError
 from jarvis_rules.execution import landlock
 from jarvis_rules.execution.bubblewrap import BubblewrapSandbox, find_programs
 from jarvis_rules.execution.process import Launch
@@ -168,7 +168,7 @@ class LandlockSandbox:
         own = [package, folder / INPUTS, folder / REQUEST]
         readable = [*system_paths(), *toolchain_paths(), *facts, *own, *read_only]
         writable = [work, folder / OUTPUTS, *map(Path, landlock.DEVICES)]
-        launcher = (sys.executable, "-I", "-S", landlock.__file__, str(os.getpid()))
+        launcher = (sys.executable, *landlock.LAUNCHER, str(os.getpid()))
         rules = [*(f"r:{path}" for path in readable), *(f"w:{path}" for path in writable)]
         variables = {**environment, "PYTHONPATH": str(package)}
         return Launch((*launcher, *rules, "--", *argv), work, variables)
@@ -201,6 +201,24 @@ def _links(path: Path) -> Iterator[Path]:
     while path.is_symlink():
         path = path.parent / path.readlink()
         yield path
+
+
+def written_files(folder: Path) -> Iterator[Path]:
+    """Yield the files that a tool left in `folder`, for whoever stands outside its sandbox.
+
+    JarvisBug for anything but files and folders: a link would be followed out here, to a file
+    that the tool itself was kept from.
+    """
+    if folder.is_symlink():
+        raise JarvisBug(f"the tool put a link in the place of {folder}")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from written_files(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False):
+                yield Path(entry.path)
+            else:
+                raise JarvisBug(f"the tool wrote {entry.path}, which is neither file nor folder")
 
 
 # Choosing

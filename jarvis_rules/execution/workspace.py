@@ -15,7 +15,6 @@ from jarvis_rules.execution.execution_log import ExecutionLog
 from jarvis_rules.execution.executor import Executor
 from jarvis_rules.execution.file_digests import FileDigests
 from jarvis_rules.execution.process import install_signal_handlers
-from jarvis_rules.execution.sandbox import choose_sandbox
 from jarvis_rules.execution.store import UNFINISHED, Store
 
 MAX_SIZE_VARIABLE = "JARVIS_CACHE_MAX_SIZE"
@@ -39,8 +38,14 @@ def open_executor(
     store, digests = Store(root), FileDigests(root / "file-digests.sqlite")
     install_signal_handlers()
     try:
-        sandbox = choose_sandbox()
-        yield Executor(store, digests, log, events, sandbox, require_cached, check_determinism)
+        yield Executor(
+            store,
+            digests,
+            log,
+            events,
+            require_cached=require_cached,
+            check_determinism=check_determinism,
+        )
     finally:
         digests.close()
         store.close()

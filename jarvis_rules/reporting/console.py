@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from typing import Any, TextIO
 
-from jarvis_rules.core.events import ActionFinished, ActionStarted, Event
+from jarvis_rules.core.events import ActionFinished, ActionStarted, Event, Notice
 
 
 class Console:
@@ -28,10 +28,13 @@ class Console:
     def receive(self, event: Event) -> None:
         """Show one event."""
         with self._lock:
-            if isinstance(event, ActionStarted):
-                self._start(event)
-            else:
-                self._finish(event)
+            match event:
+                case ActionStarted():
+                    self._start(event)
+                case ActionFinished():
+                    self._finish(event)
+                case Notice(text=text):
+                    self._print(f"note: {text}")
 
     def note(self, text: str) -> None:
         """Print a line that is neither progress nor result."""

@@ -69,8 +69,7 @@ class Session:
                 check_determinism=self.check_determinism,
             )
         )
-        if executor.sandbox.warning is not None:
-            self.console.note(executor.sandbox.warning)
+        executor.digests.preload(Path.cwd())
         return executor
 
     def _close(self, start: float) -> None:

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from conftest import Project, change_one_weight
 
 BIN = Path(sys.executable).parent
@@ -59,7 +58,7 @@ CHANGES = {
         (),
         ["JmirBuild", "RepositoryAssemble"],
     ),
-    "the GPU": (lambda p: None, ("GPU=t4",), ["EngineBuild", "RepositoryAssemble"]),
+    "the GPU": (lambda _: None, ("GPU=t4",), ["EngineBuild", "RepositoryAssemble"]),
     "the checkpoint's name": (
         lambda p: (
             (p.folder / "models/tiny.nemo").rename(p.folder / "models/other.nemo"),
@@ -262,7 +261,7 @@ def test_flipped_bytes_are_detected_and_healed(project):
     """Any byte of any cache entry or output; the long form is benchmarks/fault_trials.py."""
     project.build()
     expected = project.files()
-    random_ = random.Random(20211122)
+    random_ = random.Random(20211122)  # noqa: S311  (trials, not secrets)
     for trial in range(12):
         roots = (project.cache / "cas", project.cache / "ac", project.folder / "out")
         root = roots[trial % len(roots)]
@@ -276,5 +275,3 @@ def test_flipped_bytes_are_detected_and_healed(project):
             shutil.rmtree(project.folder / "out")
         project.build()
         assert project.files() == expected, path
-
-

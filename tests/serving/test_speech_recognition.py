@@ -44,9 +44,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(
-    repository: Path, serving_environment: ServingEnvironment
-) -> Iterator[TritonServer]:
+def server(repository: Path, serving_environment: ServingEnvironment) -> Iterator[TritonServer]:
     with TritonServer(repository, serving_environment) as running:
         yield running
 

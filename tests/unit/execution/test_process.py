@@ -347,7 +347,10 @@ def test_an_ignored_signal_stays_ignored():
     code = (
         "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "from jarvis_rules.execution.process import install_signal_handlers\n"
-        "install_signal_handlers(); install_signal_handlers()\n"
+        "import threading; answers = []\n"
+        "def install(): answers.append(install_signal_handlers())\n"
+        "other = threading.Thread(target=install); other.start(); other.join()\n"
+        "install(); install(); assert answers == [False, True, True]\n"
         "os.kill(os.getpid(), signal.SIGHUP); print('alive')\n"
     )
     argv = [sys.executable, "-c", code]

@@ -24,7 +24,7 @@ import pytest
 
 import jarvis_rules
 from jarvis_rules.cli import doctor
-from jarvis_rules.errors import ToolchainError, UsageError
+from jarvis_rules.errors import JarvisBug, ToolchainError, UsageError
 from jarvis_rules.execution import landlock, sandbox
 from jarvis_rules.execution.process import run_process
 from jarvis_rules.execution.sandbox import choose_sandbox, try_sandbox
@@ -258,6 +258,11 @@ ESCAPES = {
     "change the request": Escape(
         "writes", "open('request.json', 'w').write('{}')", lambda w: w.has_changed("request.json")
     ),
+    "put a link in the place of the log": Escape(
+        "reads",
+        "os.unlink('log.txt')\nos.symlink(facts['secret'], 'log.txt')",
+        lambda w: (w.action / "log.txt").is_symlink,
+    ),
     "connect by TCP": sends(
         "tcp",
         "s = socket.create_connection(('127.0.0.1', facts['tcp']))\n"
@@ -432,6 +437,32 @@ def test_no_other_namespace_can_be_made_in_bubblewrap(world):
     )
     assert code == 0, world.log
     assert world.evidence == "-1"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os.symlink(facts['secret'], 'outputs/model')",
+        "os.symlink(os.path.dirname(facts['secret']), 'outputs/models')",
+        "os.makedirs('outputs/a/b')\nos.mkfifo('outputs/a/b/c')",
+        "os.rename('outputs', 'other')\nos.symlink(os.path.dirname(facts['secret']), 'outputs')",
+    ],
+    ids=["link to a file", "link to a folder", "pipe", "link instead of the folder"],
+)
+def test_what_a_tool_left_leads_nowhere(world, chosen, code):
+    if "rename" in code and chosen.name == "landlock":
+        pytest.skip("there the tool's `outputs` is a link that only the tool itself follows")
+    world.run(chosen, code)
+    with pytest.raises(JarvisBug):
+        list(sandbox.written_files(world.action / "outputs"))
+
+
+def test_written_files_are_found_at_every_depth(world, chosen):
+    world.run(
+        chosen, "os.makedirs('outputs/a/b')\nfor n in 'xy': open('outputs/a/b/'+n, 'w').close()"
+    )
+    outputs = world.action / "outputs"
+    assert sorted(sandbox.written_files(outputs)) == [outputs / "a/b/x", outputs / "a/b/y"]
 
 
 def test_guarantees_of_landlock_follow_the_kernel():
