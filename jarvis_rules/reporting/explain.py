@@ -76,6 +76,8 @@ def _reason(outcome: str, before: Mapping[str, Any] | None, changes: tuple[Chang
     if outcome == "up to date":
         return "nothing that it depends on has changed: the last build did not touch it"
     source = "run" if outcome == "executed" else "taken from the cache"
+    if before is None and outcome == "cached":
+        return "taken from the cache, where its key was found: it was made before, or elsewhere"
     if before is None:
         return f"{source}, since it was never made here before"
     if changes:

@@ -81,7 +81,10 @@ class Session:
     def executor(self) -> Executor:
         """The executor, opened when something is first asked of it."""
         if self._executor is None:
-            self._executor = self._open()
+            try:
+                self._executor = self._open()
+            except JarvisError as error:
+                raise SCons.Errors.UserError(f"{error.render()}\n") from None
         return self._executor
 
     # Analysis

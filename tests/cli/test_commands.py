@@ -80,6 +80,7 @@ def test_files_are_those_of_scons(built, cache):
     sconscript = checkout / "models" / "SConscript"
     text = sconscript.read_text()
     sconscript.write_text(text.replace(", tiny)", ", tiny, offline=True)"))
+    assert built("jarvis-deploy", "--gpu", "cpu", "tiny.jmir", "models").returncode == 0
     environment = {**os.environ, "JARVIS_CACHE": str(cache)}
     done = subprocess.run(
         [str(BIN / "scons"), "-Q"],
@@ -90,7 +91,6 @@ def test_files_are_those_of_scons(built, cache):
         text=True,
     )
     assert "built 0, cached 4" in done.stderr
-    assert built("jarvis-deploy", "--gpu", "cpu", "tiny.jmir", "models").returncode == 0
     out = checkout / "out"
     assert files(built.folder / "models") == files(out / "cpu/models")
     assert (built.folder / "tiny.jmir").read_bytes() == (out / "any/tiny.jmir").read_bytes()
@@ -98,10 +98,22 @@ def test_files_are_those_of_scons(built, cache):
     assert (built.folder / "tiny.ejrvs").read_bytes() == ejrvs
 
 
-def test_nemo2jarvis_out(run):
-    done = run("nemo2jarvis", "--out", "elsewhere/a.ejrvs", "tiny.nemo")
-    assert (done.returncode, done.stdout) == (0, "elsewhere/a.ejrvs\n")
-    assert (run.folder / "elsewhere/a.ejrvs").is_file()
+@pytest.mark.parametrize(
+    ("out", "written"),
+    [("elsewhere/a.ejrvs", "elsewhere/a.ejrvs"), ("v1.2", "v1.2.ejrvs"), ("b.riva", "b.ejrvs")],
+)
+def test_nemo2jarvis_out(run, out, written):
+    """The suffix is forced, as the old tool did, and nothing else of the name is lost."""
+    done = run("nemo2jarvis", "--out", out, "tiny.nemo")
+    assert (done.returncode, done.stdout) == (0, f"{written}\n")
+    assert (run.folder / written).is_file()
+
+
+@pytest.mark.parametrize("arguments", [("--out", "a.ejrvs:key", "tiny.nemo"), ("tiny.nemo:key",)])
+def test_nemo2jarvis_refuses_a_key_that_it_would_drop(run, arguments):
+    done = run("nemo2jarvis", *arguments)
+    assert (done.returncode, "[key.planned]" in done.stderr) == (2, True)
+    assert not list(run.folder.glob("*.ejrvs*"))
 
 
 # Anything that is no archive or not what it says ends in 3, an unknown class in 1.
@@ -223,3 +235,18 @@ def test_inspect_a_repository_of_somebody_else(run):
     (run.folder / "theirs").mkdir()
     done = run("jarvis-rules", "inspect", "theirs")
     assert (done.returncode, "[repository.none]" in done.stderr) == (2, True)
+
+
+def test_deploy_mends_an_engine_that_lies_damaged_in_the_cache(built, cache):
+    assert built("jarvis-deploy", "tiny.jmir", "one").returncode == 0
+    model = next((built.folder / "one").glob("*/1/model.onnx")).read_bytes()
+    for blob in (cache / "cas").rglob("*"):
+        if blob.is_file() and blob.read_bytes() == model:
+            blob.chmod(0o644)
+            blob.write_bytes(model[:-1] + b"?")
+    for result in (cache / "ac").rglob("*.json"):
+        if b"repository.json" in result.read_bytes():
+            result.unlink()
+    done = built("jarvis-deploy", "tiny.jmir", "two")
+    assert done.returncode == 0, done.stderr
+    assert files(built.folder / "two") == files(built.folder / "one")

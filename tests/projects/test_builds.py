@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project, change_one_weight
+from project_testing import Project, change_one_weight
 
 import jarvis_rules
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project, change_one_weight
+from project_testing import Project, change_one_weight
 
 BIN = Path(sys.executable).parent
 ALL = ["EngineBuild", "JmirBuild", "NemoExport", "RepositoryAssemble"]

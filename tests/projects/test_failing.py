@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import HERE
+from project_testing import HERE
 
 FAILING = HERE / "failing"
 PROJECTS = sorted(path.name for path in FAILING.iterdir())
@@ -35,3 +35,22 @@ def test_failing_project(project, name):
     assert "Traceback" not in result.output
     artifacts = [name for name in project.files() if Path(name).suffix in (".ejrvs", ".jmir")]
     assert all(Path(name).name == "tiny.ejrvs" for name in artifacts)
+
+
+def test_a_cache_that_cannot_be_used_is_one_message(project):
+    project.cache.parent.mkdir(exist_ok=True)
+    project.cache.write_text("a file")
+    result = project.scons()
+    assert result.code == 2
+    assert "[cache.unusable]" in result.stderr
+    assert "hint: set `JARVIS_CACHE` to a folder that you may write to" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_an_unknown_sandbox_is_one_message(project):
+    project.environment["JARVIS_SANDBOX"] = "bwrp"
+    result = project.scons()
+    assert result.code == 2
+    assert "[sandbox.unknown]" in result.stderr
+    assert "did you mean `bwrap`?" in result.stderr
+    assert "Traceback" not in result.output

@@ -456,11 +456,11 @@ def test_a_target_that_cannot_be_written_is_named(executor, probe, tmp_path):
     spec = probe({"write": {"out": "result"}})
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "x").mkdir(parents=True)
-    for target in (tmp_path / "file" / "out", tmp_path / "folder"):
+    for target, named in ((tmp_path / "file" / "out", "file"), (tmp_path / "folder", "folder")):
         with pytest.raises(JarvisError, match="cannot be read or written") as caught:
             executor.run(spec, Destination(target))
         assert caught.value.slug == "action.io"
-        assert caught.value.where
+        assert caught.value.where == str(tmp_path / named)
         with pytest.raises(JarvisError, match="cannot be read or written"):
             executor.deliver(spec, executor.run(spec), Destination(target))
 
