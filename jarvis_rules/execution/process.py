@@ -87,8 +87,10 @@ def run_process(
     begun = time.monotonic() if since is None else since
 
     def is_cancelled() -> bool:
-        return _cancelled_at >= begun or (cancelled is not None and cancelled.is_set())
+        return was_cancelled(begun) or (cancelled is not None and cancelled.is_set())
 
+    if is_cancelled():
+        raise ProcessCancelledError
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv,
@@ -121,6 +123,11 @@ def run_process(
         raise ProcessCancelledError
     # bwrap and the supervisor report a signal as shells do.
     return 128 - code if code > 128 else code
+
+
+def was_cancelled(since: float) -> bool:
+    """Return whether there was a `cancel_all` after `since`: for work that has no process yet."""
+    return _cancelled_at >= since
 
 
 def cancel_all() -> None:

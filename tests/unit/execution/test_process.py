@@ -25,6 +25,7 @@ from jarvis_rules.execution.process import (
     ProcessTimeoutError,
     cancel_all,
     run_process,
+    was_cancelled,
 )
 from jarvis_rules.execution.sandbox import try_sandbox
 
@@ -294,7 +295,9 @@ def test_a_cancellation_before_the_start_counts_from_when_the_action_began(tmp_p
     began = time.monotonic()
     cancel_all()
     with pytest.raises(ProcessCancelledError):
-        python(tmp_path, "import time; time.sleep(60)", since=began)
+        python(tmp_path, "pass", since=began)
+    assert was_cancelled(began)
+    assert not (tmp_path / "log.txt").exists()
     assert python(tmp_path, "pass") == 0
 
 
