@@ -65,7 +65,7 @@ def examine() -> tuple[dict[str, Any], int]:
     """Return the report, and the exit code of its first problem or 0."""
     from jarvis_rules import __version__
     from jarvis_rules.core.cache_directory import cache_directory
-    from jarvis_rules.core.gpu import detect_gpu
+    from jarvis_rules.core.gpus import detect_gpu
     from jarvis_rules.errors import JarvisError, ToolchainError
     from jarvis_rules.execution.sandbox import choose_sandbox
     from jarvis_rules.triton.environment import find_serving_environment

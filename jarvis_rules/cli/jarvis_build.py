@@ -121,6 +121,13 @@ def _build(kind: PipelineKind, arguments: argparse.Namespace) -> int:
     with Console() as console, open_executor(console) as executor:
         executed = executor.run(action.spec)
         digest = executed.result.outputs[action.spec.output.file]
+        if jmir.is_dir():
+            raise UsageError(
+                "is a folder, and the pipeline is a file",
+                slug="file.unwritable",
+                where=str(jmir),
+                hint="name a file that ends in `.jmir`",
+            )
         if jmir.exists() and not arguments.force and digest_file(jmir) != digest:
             raise UsageError(
                 "exists, and what would be written differs",

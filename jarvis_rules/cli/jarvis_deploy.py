@@ -13,7 +13,8 @@ from jarvis_rules.cli.command import (
     print_note,
     run_command,
 )
-from jarvis_rules.core.gpu import GpuTarget, detect_gpu, find_gpu
+from jarvis_rules.core.gpu import GpuTarget
+from jarvis_rules.core.gpus import detect_gpu, find_gpu
 from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.delivery import find_conflict
 from jarvis_rules.execution.executor import Executed, Executor

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jarvis_rules.cli.command import ArgumentParser, add_version, parse_file_and_key, run_command
+from jarvis_rules.errors import UsageError
 
 _EXAMPLES = """\
 examples:
@@ -29,6 +30,8 @@ def _run(argv: Sequence[str]) -> int:
     add_version(parser)
     arguments = parser.parse_args(argv)
     source = parse_file_and_key(arguments.source, (".nemo", ".tlt"))
+    if not source.name:
+        raise UsageError("no checkpoint given", slug="usage", hint="`nemo2jarvis model.nemo`")
     archive = _archive(parse_file_and_key(arguments.out or str(source), (".ejrvs", ".riva")))
 
     from jarvis_rules.execution.delivery import Destination

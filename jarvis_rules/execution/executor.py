@@ -41,11 +41,11 @@ from jarvis_rules.execution.action_difference import differences
 from jarvis_rules.execution.delivery import Destination, deliver, listed_files
 from jarvis_rules.execution.execution_log import ExecutionLog, LogEntry
 from jarvis_rules.execution.file_digests import FileDigests, FileStamp
+from jarvis_rules.execution.process import LOG
 from jarvis_rules.execution.resources import ResourceGate
 from jarvis_rules.execution.sandbox import Sandbox, choose_sandbox
 from jarvis_rules.execution.store import BlobMissingError, Store
 from jarvis_rules.execution.tool_run import (
-    LOG,
     collect_outputs,
     copy_source,
     link_blob,
@@ -68,13 +68,15 @@ class Executed:
 class _Resolved:
     """Input digests, and for each input file where its bytes are: a path on disk or a blob.
 
-    `names` is what people call an input, where the tool only knows the staged path.
+    `names` is what people call an input, where the tool only knows the staged path. A
+    cancellation after `began` (monotonic) counts, although the tool may still wait for its turn.
     """
 
     digests: dict[str, Digest] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
     stamps: dict[Path, FileStamp] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
 
 
 class Executor:
@@ -303,7 +305,7 @@ class Executor:
             start = time.monotonic()
             self._stage(spec, resolved, folder)
             try:
-                run_tool(self.sandbox, action, folder, resolved.names)
+                run_tool(self.sandbox, action, folder, resolved.names, resolved.began)
             except JarvisError as error:
                 self._keep_failure(spec, action, key, folder, resolved.names, error)
                 raise

@@ -15,8 +15,10 @@ from jarvis_rules.core.canonical_json import dump_canonical_json
 from jarvis_rules.core.digest import Digest, digest_file
 from jarvis_rules.errors import IntegrityError, JarvisError, UsageError
 from jarvis_rules.execution.executor import Executor
+from jarvis_rules.execution.process import LOG
+from jarvis_rules.execution.sandbox import written_files
 from jarvis_rules.execution.store import BlobMissingError
-from jarvis_rules.execution.tool_run import LOG, copy_source, link_blob, run_tool
+from jarvis_rules.execution.tool_run import copy_source, link_blob, run_tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def replay(executor: Executor, record: Path, keep: bool) -> Replayed:
         except JarvisError as fault:
             error = fault
         root = folder / OUTPUTS
-        files = sorted(path for path in root.rglob("*") if path.is_file())
+        files = sorted(written_files(root))
         outputs = {path.relative_to(root).as_posix(): digest_file(path) for path in files}
         recorded = {name: Digest.from_json(d) for name, d in document["outputs"].items()}
         names = sorted(outputs.keys() | recorded.keys())

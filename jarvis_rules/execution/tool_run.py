@@ -16,22 +16,28 @@ from jarvis_rules.core.digest import Digest
 from jarvis_rules.errors import ERROR_CLASSES, JarvisBug, JarvisError
 from jarvis_rules.execution.delivery import listed_files
 from jarvis_rules.execution.process import (
+    LOG,
     ProcessCancelledError,
     ProcessTimeoutError,
     run_process,
 )
-from jarvis_rules.execution.sandbox import Sandbox
+from jarvis_rules.execution.sandbox import Sandbox, written_files
 
-LOG = "log.txt"
 _ERROR_FILE = "error.json"
 _LOG_TAIL = 15
 
 
-def run_tool(sandbox: Sandbox, action: Action, folder: Path, names: Mapping[str, str]) -> None:
+def run_tool(
+    sandbox: Sandbox,
+    action: Action,
+    folder: Path,
+    names: Mapping[str, str],
+    since: float | None = None,
+) -> None:
     """Run the tool of `action` in `folder`, where its request and inputs lie.
 
-    `names` is what people call an input, by staged name. JarvisError where the tool reports one,
-    crashes, takes too long or is cancelled.
+    `names` is what people call an input, by staged name; a cancellation after `since` (monotonic)
+    counts. JarvisError where the tool reports one, crashes, takes too long or is cancelled.
     """
     argv = [sys.executable, *action.argv[1:]]
     launch = sandbox.command(argv, folder, action.environment)
@@ -42,6 +48,7 @@ def run_tool(sandbox: Sandbox, action: Action, folder: Path, names: Mapping[str,
             environment=launch.environment,
             log=folder / LOG,
             timeout=action.timeout,
+            since=since,
         )
     except ProcessTimeoutError:
         raise JarvisError(
@@ -54,7 +61,7 @@ def run_tool(sandbox: Sandbox, action: Action, folder: Path, names: Mapping[str,
     if code == 0:
         return
     report = launch.cwd / _ERROR_FILE
-    if report.is_file():
+    if report.is_file() and not report.is_symlink():
         raise _reported(report.read_bytes(), names)
     raise _interrupted(action) if code == -signal.SIGINT else _crashed(action, folder, code)
 
@@ -62,19 +69,26 @@ def run_tool(sandbox: Sandbox, action: Action, folder: Path, names: Mapping[str,
 def collect_outputs(
     mnemonic: str, output: Output, folder: Path, put: Callable[[Path], Digest]
 ) -> dict[str, Digest]:
-    """Store every declared output and return its digest; JarvisBug where one is missing."""
+    """Store every declared output and return its digest.
+
+    JarvisBug where one is missing, is no plain file, or was not declared.
+    """
     outputs = folder / OUTPUTS
-    file = outputs / output.file
-    if not file.is_file():
-        raise JarvisBug(f"{mnemonic} wrote no {output.file}")
-    collected = {output.file: put(file)}
-    found = {path for path in outputs.rglob("*") if not path.is_dir()} - {file}
+    found = set(written_files(outputs))
+    collected: dict[str, Digest] = {}
+
+    def take(name: str) -> Digest:
+        path = outputs / name
+        if path not in found:
+            raise JarvisBug(f"{mnemonic} wrote no {name}")
+        found.discard(path)
+        collected[name] = put(path)
+        return collected[name]
+
+    take(output.file)
     if output.tree is not None:
-        for name, digest in listed_files(file).items():
-            path = outputs / output.tree / name
-            collected[f"{output.tree}/{name}"] = put(path)
-            found.discard(path)
-            if collected[f"{output.tree}/{name}"] != digest:
+        for name, digest in listed_files(outputs / output.file).items():
+            if take(f"{output.tree}/{name}") != digest:
                 raise JarvisBug(f"{mnemonic} lists another digest for {name}")
     if found:
         raise JarvisBug(f"{mnemonic} wrote undeclared files: {sorted(map(str, found))}")

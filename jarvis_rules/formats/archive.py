@@ -116,10 +116,7 @@ def write_archive(
         },
     }
     validate(document, f"{kind}-manifest", str(path))
-    text = yaml.dump(
-        document, Dumper=_ManifestDumper, allow_unicode=True, width=1 << 30, sort_keys=True
-    )
-    manifest = Member(MANIFEST, "manifest", "", data=text.encode())
+    manifest = Member(MANIFEST, "manifest", "", data=dump_yaml(document))
     with path.open("wb") as out:
         stream = _StoredGzip(out)
         for member in (manifest, *ordered):
@@ -144,6 +141,14 @@ def _write_member(stream: _StoredGzip, member: Member, digest: Digest) -> None:
             f"member `{member.name}` changed while it was written", slug="archive.member-changed"
         )
     stream.write(bytes(-written % tarfile.BLOCKSIZE))
+
+
+def dump_yaml(document: Any) -> bytes:
+    """Return YAML of one form for one value: keys sorted, no folding, no aliases."""
+    text = yaml.dump(
+        document, Dumper=_ManifestDumper, allow_unicode=True, width=1 << 30, sort_keys=True
+    )
+    return text.encode()
 
 
 class _ManifestDumper(yaml.SafeDumper):

@@ -22,7 +22,7 @@ from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.delivery import Destination
 from jarvis_rules.execution.executor import Executed
 from jarvis_rules.formats.jmir import Scalar
-from jarvis_rules.pipelines.pipeline import find_pipeline
+from jarvis_rules.pipelines.pipeline import find_pipeline, require_name
 from jarvis_rules.rules.providers import (
     DeclaredAction,
     EnginesInfo,
@@ -62,6 +62,7 @@ def build_pipeline(
     UsageError for an unknown pipeline or option, a bad value, and a missing or extra model.
     """
     kind = find_pipeline(kind_name)
+    require_name(name)
     slots = [slot.name for slot in kind.slots]
     if sorted(models) != sorted(slots):
         raise UsageError(
@@ -107,7 +108,7 @@ def build_engines(
         tool="engine_build",
         request={
             "engine": engine.name,
-            "gpu": gpu.name,
+            "gpu": gpu.to_json(),
             "graphs": {name: f"inputs/{name}.onnx" for name in kind.engines},
         },
         inputs={
@@ -154,6 +155,7 @@ def assemble_repository(
             "jmir": "inputs/pipeline.jmir",
             "engines": "inputs/engines.json",
             "engine_files": "inputs/engines",
+            "backends": sorted(kind.backends),
         },
         inputs=inputs,
         output=Output("repository.json", "models"),

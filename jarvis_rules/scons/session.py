@@ -152,6 +152,14 @@ class Session:
         current = dependency.get_csig()
         if self.check_determinism or not self._is_intact(Path(target.get_internal_path())):
             return True
+        built = target.get_stored_info().ninfo
+        status = Path(target.get_internal_path()).stat()
+        # Somebody else, with the same output folder, has made it of something else since.
+        if (getattr(built, "size", None), getattr(built, "timestamp", None)) != (
+            status.st_size,
+            int(status.st_mtime),
+        ):
+            return True
         return bool(getattr(previous, "csig", None) != current)
 
     def _is_intact(self, target: Path) -> bool:

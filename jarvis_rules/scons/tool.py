@@ -14,10 +14,12 @@ import SCons.Errors
 import SCons.Script
 from SCons.Variables import Variables
 
-from jarvis_rules.core.gpu import GpuTarget, detect_gpu, find_gpus, load_gpus
+from jarvis_rules.core.gpu import GpuTarget
+from jarvis_rules.core.gpus import detect_gpu, find_gpus, load_gpus
 from jarvis_rules.core.registry import require_known
 from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
 from jarvis_rules.execution.delivery import Destination, delivered_paths
+from jarvis_rules.execution.process import install_signal_handlers
 from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names
 from jarvis_rules.rules.providers import DeclaredAction
 from jarvis_rules.rules.rules import (
@@ -94,6 +96,8 @@ def _configure(env: Any) -> None:
     helping = SCons.Script.GetOption("help")
     if env["CHECK"]:
         require_known("check", env["CHECK"], (_DETERMINISM,), "variable.check")
+    # Here, since only the main thread may: with several jobs the executor opens in another.
+    install_signal_handlers()
     session = _session(Path(env["OUT"]), _gpus(env["GPU"]), env["CHECK"] == _DETERMINISM)
     env["JARVIS_SESSION"] = session
     env["BUILDERS"]["JarvisAction"] = _builder()
@@ -158,7 +162,10 @@ def _nothing(target: Any, source: Any, env: Any) -> None:
 
 
 def _remove_undeclared(target: Any, source: Any, env: Any) -> None:  # noqa: ARG001
-    env["JARVIS_SESSION"].remove_undeclared()
+    try:
+        env["JARVIS_SESSION"].remove_undeclared()
+    except JarvisError as error:
+        raise SCons.Errors.BuildError(target[0], f"{error.render()}\n", 1, 2) from None
 
 
 def _publish(target: Any, source: Any, env: Any) -> None:  # noqa: ARG001

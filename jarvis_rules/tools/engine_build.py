@@ -1,6 +1,7 @@
 """EngineBuild: the graphs of a pipeline → engines for one GPU target, and their manifest.
 
-Request: `engine` (toolchain), `gpu` (name), `graphs` {engine name: input path}.
+Request: `engine` (toolchain), `gpu` (name, compute capability, memory), `graphs`
+{engine name: input path}.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.core.digest import digest_file
-from jarvis_rules.core.gpu import find_gpu
+from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.engines.engine import find_engine
 from jarvis_rules.formats.schema import validate
 from jarvis_rules.tools.program import run_tool
@@ -23,7 +24,7 @@ TREE = Path("outputs/engines")
 
 def build_engines(request: Mapping[str, Any]) -> None:
     """Build every engine and write the manifest."""
-    engine, gpu = find_engine(request["engine"]), find_gpu(request["gpu"])
+    engine, gpu = find_engine(request["engine"]), GpuTarget.from_json(request["gpu"])
     engines: dict[str, Any] = {}
     files: dict[str, Any] = {}
     for name, graph in sorted(request["graphs"].items()):

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jarvis_rules.errors import JarvisError
 from jarvis_rules.exporters.exporter import ExportedModel, SourceModel, export_model
-from jarvis_rules.formats.archive import Member, write_archive
+from jarvis_rules.formats.archive import Member, dump_yaml, write_archive
 from jarvis_rules.formats.nemo import NemoArchive, open_nemo
 from jarvis_rules.tools.program import run_tool
 
@@ -59,8 +57,8 @@ def _metadata(archive: NemoArchive, model: ExportedModel) -> dict[str, Any]:
 
 
 def _members(archive: NemoArchive, model: ExportedModel) -> list[Member]:
-    config = yaml.safe_dump(archive.config, allow_unicode=True, width=1 << 30, sort_keys=True)
-    members = [Member(CONFIG, "config", "NeMo model configuration", data=config.encode())]
+    config = dump_yaml(archive.config)
+    members = [Member(CONFIG, "config", "NeMo model configuration", data=config)]
     for name, graph in model.graphs.items():
         scratch = Path(f"graph-{name}")
         with scratch.open("wb") as out:

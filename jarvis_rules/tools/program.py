@@ -25,7 +25,7 @@ def run_tool(work: Callable[[Mapping[str, Any]], None]) -> int:
     _die_with_parent()
     request = json.loads(Path(sys.argv[1]).read_bytes())
     try:
-        work(request)
+        _work(work, request)
     except JarvisError as error:
         document = {
             "class": type(error).__name__,
@@ -37,6 +37,25 @@ def run_tool(work: Callable[[Mapping[str, Any]], None]) -> int:
         Path(ERROR_FILE).write_text(json.dumps(document), encoding="utf-8")
         return error.exit_code or EXIT_BUG
     return EXIT_OK
+
+
+def _work(work: Callable[[Mapping[str, Any]], None], request: Mapping[str, Any]) -> None:
+    """Run `work`; a full disk and too little memory are faults of the machine, not of ours."""
+    try:
+        work(request)
+    except MemoryError:
+        raise JarvisError(
+            "there is not enough memory",
+            slug="tool.memory",
+            hint="run fewer at once (`scons -j1`), or on a machine with more",
+        ) from None
+    except OSError as error:
+        raise JarvisError(
+            f"cannot be read or written: {error.strerror or error}",
+            slug="tool.io",
+            where=None if error.filename is None else str(error.filename),
+            hint="check the free space of the disk that holds the cache",
+        ) from error
 
 
 def _die_with_parent() -> None:

@@ -1,6 +1,7 @@
 """RepositoryAssemble: a `.jmir` and its engines → Triton models, and their manifest.
 
-Request: `jmir`, `engines` (manifest) and `engine_files` (folder): input paths.
+Request: `jmir`, `engines` (manifest) and `engine_files` (folder): input paths; `backends`: names
+of the runtime modules that the pipeline may use.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_rules.engines.engine import find_engine
+from jarvis_rules.errors import IntegrityError
 from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.jmir import read_pipeline
 from jarvis_rules.formats.schema import validate
@@ -42,6 +44,15 @@ def assemble_repository(request: Mapping[str, Any]) -> None:
     }
     with open_archive(Path(request["jmir"]), "jmir") as archive:
         pipeline = read_pipeline(archive)
+        for module in pipeline.modules:
+            # The files of these backends are in the action's key, those of others are not.
+            if module.backend is not None and module.backend not in request["backends"]:
+                raise IntegrityError(
+                    f"a pipeline of kind `{pipeline.kind}` has no backend `{module.backend}`",
+                    slug="repository.unknown-backend",
+                    where=f"module `{module.name}` of {request['jmir']}",
+                    hint="make the archive again with `jarvis-build`",
+                )
         files = write_repository(compose_repository(pipeline, engines), archive, TREE)
         check_repository(TREE)
         MANIFEST.write_bytes(

@@ -82,7 +82,7 @@ class Project:
             for path in sorted(root.rglob("*"))
             if path.is_file()
             and path.name not in (".lock", "execution-log.jsonl")
-            and not path.name.endswith(".action.json")
+            and not path.name.endswith("action.json")
         }
 
 

@@ -129,15 +129,13 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(project):
     """SIGKILL in the middle of an action; then the next build is right and complete."""
     slow = project.folder / "slow"
     slow.mkdir()
-    # A tool that has started and not ended: the export waits until it is killed.
-    (slow / "sitecustomize.py").write_text(
-        "import sys, time\n"
-        "if 'request.json' in sys.orig_argv:\n"
-        f"    open({str(slow / 'started')!r}, 'w').close()\n"
-        "    time.sleep(60)\n"
-    )
-    # Tools find the package, and so `sitecustomize`, where scons found it.
     shutil.copytree(Path(jarvis_rules.__file__).parent, slow / "jarvis_rules")
+    program = slow / "jarvis_rules" / "tools" / "program.py"
+    program.write_text(
+        program.read_text().replace(
+            "    try:\n        _work(", "    __import__('time').sleep(60)\n    try:\n        _work("
+        )
+    )
     process = subprocess.Popen(
         project.command(),
         cwd=project.folder,
@@ -147,7 +145,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(project):
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not (slow / "started").exists():
+    while not list((project.cache / "tmp").glob("*/*/log.txt")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -297,3 +295,20 @@ def test_one_model_declared_in_two_places_is_one_target(project):
     assert "warning" not in result.stderr
     # Two pipelines of one graph: the second engine comes from the cache.
     assert result.ran().count("EngineBuild") == 1
+
+
+def test_two_sconstructs_with_one_output_folder_do_not_believe_each_other(project):
+    """A, then B, then A again: A must not take what B made for its own."""
+    project.build()
+    first = project.files()
+    other = Project(project.folder.with_name("other"), project.cache)
+    shutil.copytree(
+        project.folder, other.folder, ignore=shutil.ignore_patterns("out", ".sconsign*")
+    )
+    change_one_weight(other.folder / "models" / "tiny.nemo")
+    out = f"OUT={project.folder / 'out'}"
+    assert other.scons(out).code == 0
+    assert project.files() != first
+    project.build()
+    assert project.files() == first
+    project.scons().assert_up_to_date()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import jarvis_rules
-from jarvis_rules.core.gpu import load_gpus
+from jarvis_rules.core.gpus import load_gpus
 from jarvis_rules.pipelines.speech_recognition import PIPELINE
 
 PACKAGE = Path(jarvis_rules.__file__).parent

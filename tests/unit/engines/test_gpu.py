@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from jarvis_rules.core.gpu import CPU, GpuTarget, detect_gpu, find_gpu, find_gpus, load_gpus
+from jarvis_rules.core.gpu import CPU, GpuTarget
+from jarvis_rules.core.gpus import detect_gpu, find_gpu, find_gpus, load_gpus
 from jarvis_rules.errors import UsageError
 
 GPUS = load_gpus()

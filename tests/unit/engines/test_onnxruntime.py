@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from jarvis_rules.core.gpu import find_gpu
+from jarvis_rules.core.gpus import find_gpu
 from jarvis_rules.engines.engine import Engine, find_engine
 from jarvis_rules.errors import JarvisError, UsageError
 from jarvis_rules.formats.archive import open_archive

@@ -59,6 +59,9 @@ class World:
         for path in (self.secret, self.home_secret):
             path.write_text(self.token)
             self.remove_later(path)
+        self.plain = self.folder / "plain"
+        self.plain.mkdir()
+        (self.plain / "file").touch()
         self.targets = {
             name: self.remove_later(folder / f".jarvis-rules-test-{self.token}-{name}")
             for name, folder in (
@@ -85,6 +88,7 @@ class World:
         self.facts = {
             "token": self.token,
             "secret": str(self.secret),
+            "plain": str(self.plain),
             "home_secret": str(self.home_secret),
             "home": str(Path.home()),
             "repository": str(ROOT),
@@ -445,7 +449,7 @@ def test_no_other_namespace_can_be_made_in_bubblewrap(world):
         "os.symlink(facts['secret'], 'outputs/model')",
         "os.symlink(os.path.dirname(facts['secret']), 'outputs/models')",
         "os.makedirs('outputs/a/b')\nos.mkfifo('outputs/a/b/c')",
-        "os.rename('outputs', 'other')\nos.symlink(os.path.dirname(facts['secret']), 'outputs')",
+        "os.rename('outputs', 'other')\nos.symlink(facts['plain'], 'outputs')",
     ],
     ids=["link to a file", "link to a folder", "pipe", "link instead of the folder"],
 )
@@ -463,6 +467,21 @@ def test_written_files_are_found_at_every_depth(world, chosen):
     )
     outputs = world.action / "outputs"
     assert sorted(sandbox.written_files(outputs)) == [outputs / "a/b/x", outputs / "a/b/y"]
+
+
+def test_landlock_lets_no_special_file_be_made(world):
+    used = sandbox_or_skip("landlock")
+    code, _ = world.run(used, "os.mkfifo('pipe')\nos.mknod('socket', 0o140600)")
+    assert code == 1
+    assert "[Errno 13]" in world.log
+    assert (world.action / "work" / "pipe").exists()
+
+
+def test_the_landlock_launcher_does_not_outlive_who_started_it():
+    sandbox_or_skip("landlock")
+    stranger = str(os.getpid() + 1)
+    argv = [sys.executable, *landlock.LAUNCHER, stranger, "--", "/bin/true"]
+    assert subprocess.run(argv, check=False).returncode == 128 + 15
 
 
 def test_guarantees_of_landlock_follow_the_kernel():

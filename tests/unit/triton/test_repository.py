@@ -8,7 +8,7 @@ import json
 import pytest
 
 from jarvis_rules.core.digest import digest_file
-from jarvis_rules.core.gpu import find_gpu
+from jarvis_rules.core.gpus import find_gpu
 from jarvis_rules.engines.engine import find_engine
 from jarvis_rules.errors import IntegrityError, JarvisBug
 from jarvis_rules.execution.delivery import listed_files
