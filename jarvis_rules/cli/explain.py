@@ -64,22 +64,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _find(target: str, out: Path) -> Path:
-    """Return the record of a target, given as a path or as a file name under `out`."""
+    """Return the record of a target: of this very path, or of the only target of that name."""
     from jarvis_rules.reporting.explain import RECORD_SUFFIX
 
-    records = {
-        path.name.removesuffix(RECORD_SUFFIX): path for path in out.rglob(f"*{RECORD_SUFFIX}")
-    }
-    beside = Path(f"{target}{RECORD_SUFFIX}")
-    if beside.is_file():
-        return beside
-    name = Path(target).name
-    if name in records:
-        return records[name]
+    path = Path(target)
+    # The record of a repository's manifest lies outside the folder that is served.
+    for folder in (path.parent, path.parent.parent):
+        record = folder / f"{path.name}{RECORD_SUFFIX}"
+        if record.is_file():
+            return record
+    records = sorted(out.rglob(f"*{RECORD_SUFFIX}"))
+    named = [record for record in records if record.name == f"{target}{RECORD_SUFFIX}"]
+    if len(named) == 1:
+        return named[0]
+    known = {record.name.removesuffix(RECORD_SUFFIX) for record in records}
+    listed = ", ".join(str(record).removesuffix(RECORD_SUFFIX) for record in named or records)
     raise UsageError(
-        "no action of the last builds made this",
+        f"{len(named)} targets have that name" if named else "no action makes this",
         slug="explain.unknown-target",
         where=target,
-        hint=did_you_mean(name, records)
-        or f"build it first; known under {out}: {len(records)} targets",
+        hint=did_you_mean(path.name, () if named else known) or f"targets: {listed or 'none yet'}",
     )

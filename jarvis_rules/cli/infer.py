@@ -63,7 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Recognise every file and print the answers to stdout in order; return 0."""
-    from jarvis_rules.errors import EXIT_OK
+    from jarvis_rules.errors import EXIT_OK, JarvisError
     from jarvis_rules.triton.client import check_audio, pipeline_sample_rate, read_audio, recognize
 
     for path in args.files:
@@ -76,7 +76,11 @@ def run(args: argparse.Namespace) -> int:
             if audio.original_rate not in notes | {sample_rate}:
                 notes.add(audio.original_rate)
                 say(f"note: resampled from {audio.original_rate} Hz to {sample_rate} Hz: {path}")
-            (recognition,) = recognize(url, args.pipeline, [audio.samples])
+            try:
+                (recognition,) = recognize(url, args.pipeline, [audio.samples])
+            except JarvisError as fault:
+                fault.where = str(path)
+                raise
             write_recognition(sys.stdout, args, path, recognition)
     return EXIT_OK
 

@@ -80,7 +80,7 @@ def _describe_nemo(path: Path) -> dict[str, Any]:
             "class": archive.target,
             "nemo_version": archive.nemo_version,
             "members": [{"name": m.name, "size": m.size} for m in archive.members],
-            "parameters": sum(int(array.size) for array in weights.values()),
+            "values": sum(int(array.size) for array in weights.values()),
             "tensors": [
                 {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
                 for name, array in weights.items()
@@ -140,7 +140,7 @@ def _print_text(document: Mapping[str, Any]) -> None:
                 {
                     "class": document["class"],
                     "NeMo version": document["nemo_version"],
-                    "parameters": f"{document['parameters']:,} in {tensors} tensors",
+                    "weights": f"{document['values']:,} values, with buffers, in {tensors} tensors",
                 }
             )
             _print_table(("member", "bytes"), ((m["name"], m["size"]) for m in document["members"]))

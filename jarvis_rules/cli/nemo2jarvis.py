@@ -30,9 +30,18 @@ def _run(argv: Sequence[str]) -> int:
     add_version(parser)
     arguments = parser.parse_args(argv)
     source = parse_file_and_key(arguments.source, (".nemo", ".tlt"))
+    if source.name and source.suffix not in (".nemo", ".tlt"):
+        raise UsageError(
+            "expected a `.nemo` checkpoint",
+            slug="file.suffix",
+            where=str(source),
+            hint="name a file that NeMo's `model.save_to` wrote",
+        )
     if not source.name:
         raise UsageError("no checkpoint given", slug="usage", hint="`nemo2jarvis model.nemo`")
-    archive = _archive(parse_file_and_key(arguments.out or str(source), (".ejrvs", ".riva")))
+    archive = _archive(
+        parse_file_and_key(arguments.out or str(source), (".ejrvs", ".riva")), source
+    )
 
     from jarvis_rules.execution.delivery import Destination
     from jarvis_rules.execution.workspace import open_executor
@@ -46,8 +55,10 @@ def _run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _archive(out: Path) -> Path:
+def _archive(out: Path, source: Path) -> Path:
     """Return the archive's path: the old tool forced the suffix too."""
+    if out.is_dir():
+        return out / f"{source.stem}.ejrvs"
     if out.suffix in _MODEL_SUFFIXES:
         return out.with_suffix(".ejrvs")
     return out.with_name(f"{out.name}.ejrvs")

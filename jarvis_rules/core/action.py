@@ -197,12 +197,14 @@ def _describe(source: Input) -> str:
 class ActionResult:
     """What came out: digests of the output files, relative to `outputs/`.
 
-    For an output with a tree, `outputs` holds the manifest and every file of the tree.
+    For an output with a tree, `outputs` holds the manifest and every file of the tree. `confined`
+    tells that a sandbox kept everything undeclared away: other results are for builds like theirs.
     """
 
     outputs: Mapping[str, Digest]
     log: Digest
     seconds: float = field(default=0.0, compare=False)
+    confined: bool = field(default=True, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that the action cache stores."""
@@ -211,6 +213,7 @@ class ActionResult:
             "outputs": {name: digest.to_json() for name, digest in sorted(self.outputs.items())},
             "log": self.log.to_json(),
             "seconds": round(self.seconds, 3),
+            "confined": self.confined,
         }
 
     @classmethod
@@ -222,10 +225,12 @@ class ActionResult:
                 "outputs": dict(outputs),
                 "log": log,
                 "seconds": int() | float() as seconds,
+                "confined": bool(confined),
             } if all(is_tree_path(name) for name in outputs):
                 return cls(
                     {name: Digest.from_json(digest) for name, digest in outputs.items()},
                     Digest.from_json(log),
                     float(seconds),
+                    confined,
                 )
         raise ValueError("not an action result of version 1")

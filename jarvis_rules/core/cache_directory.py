@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
+
+
+@functools.cache
+def _absolute(chosen: str) -> Path:
+    """Return the folder as it was first understood: SCons changes folders while it reads."""
+    return Path(chosen).expanduser().absolute()
 
 
 def cache_directory() -> Path:
@@ -14,7 +21,7 @@ def cache_directory() -> Path:
     """
     chosen = os.environ.get("JARVIS_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return _absolute(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if base.startswith("/") else Path.home() / ".cache"
     return root / "jarvis-rules"

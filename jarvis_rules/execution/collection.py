@@ -7,7 +7,6 @@ result names. A build that loses a blob to it finds a miss and makes it again, s
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_rules.core.action import ActionResult
-from jarvis_rules.core.digest import digest_file
+from jarvis_rules.core.digest import Digest, digest_file
+from jarvis_rules.execution.store import load_result
 
 # A blob that was stored so recently may belong to an action that is still running.
 GRACE_SECONDS = 3600.0
@@ -135,7 +135,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, int, float]]:
 
 def _read(path: Path) -> ActionResult | None:
     try:
-        return ActionResult.from_json(json.loads(path.read_bytes()))
+        return load_result(path.read_bytes(), Digest(path.stem, 0))
     except (OSError, ValueError):
         return None
 

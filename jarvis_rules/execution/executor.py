@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -124,7 +125,7 @@ class Executor:
                 key = action.key()
                 result, outcome = self._obtain(spec, action, key, resolved, destination)
                 if self.check_determinism:
-                    self._check_twice(spec, action, key, resolved, result)
+                    self._check_twice(spec, action, key, resolved, result, destination)
         except BaseException:
             self._report(spec, action, {}, "failed", time.monotonic() - start)
             raise
@@ -169,6 +170,10 @@ class Executor:
         cached = self.store.result(key)
         if cached is None:
             return None
+        if not cached.confined and self.sandbox.shareable:
+            # Something undeclared may have gone into it; this build can do better.
+            self.store.forget(key)
+            return None
         try:
             _check_fits(spec.output, cached)
             self._deliver(spec, action, key, cached, destination)
@@ -185,6 +190,7 @@ class Executor:
         key: Digest,
         resolved: _Resolved,
         result: ActionResult,
+        destination: Destination | None,
     ) -> None:
         """Run an action once more; JarvisError where it does not give the same bytes."""
         again = self._execute(spec, action, key, resolved).outputs
@@ -194,6 +200,10 @@ class Executor:
             if again.get(name) != result.outputs.get(name)
         )
         if differing:
+            # Which of the two is right, nobody knows: neither may be built upon.
+            self.store.forget(key)
+            if destination is not None:
+                destination.file.unlink(missing_ok=True)
             raise JarvisError(
                 f"{action.description} gave other bytes the second time: {', '.join(differing)}",
                 slug="action.not-deterministic",
@@ -314,7 +324,8 @@ class Executor:
                     raise _input_changed(path)
             outputs = collect_outputs(spec.mnemonic, spec.output, folder, self.store.put_file)
             log = self.store.put_file(folder / LOG)
-        return ActionResult(outputs, log, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return ActionResult(outputs, log, seconds, self.sandbox.shareable)
 
     def _keep_failure(
         self,
@@ -389,6 +400,13 @@ def _faults_of_the_machine() -> Iterator[None]:
     except OSError as error:
         # Of a renaming the second name is the user's, the first a temporary one of ours.
         name = error.filename2 or error.filename
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(
+                f"may not be read or written: {error.strerror}",
+                slug="file.unwritable",
+                where=None if name is None else os.fsdecode(name),
+                hint="name a file in a folder that you may write to",
+            ) from error
         raise JarvisError(
             f"cannot be read or written: {error.strerror or error}",
             slug="action.io",

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from jarvis_rules.core.action import ActionResult
 from jarvis_rules.core.canonical_json import dump_canonical_json
@@ -195,7 +195,7 @@ class Store:
         """Return the cached result of an action, if there is one and all its blobs are present."""
         path = self._ac / key.sha256[:2] / f"{key.sha256}.json"
         try:
-            result = ActionResult.from_json(json.loads(path.read_bytes()))
+            result = load_result(path.read_bytes(), key)
         except FileNotFoundError:
             return None
         except ValueError:
@@ -227,7 +227,7 @@ class Store:
         path.parent.mkdir(exist_ok=True)
         with self.scratch() as folder:
             file = folder / "result"
-            file.write_bytes(dump_canonical_json(result.to_json()))
+            file.write_bytes(dump_result(result, key))
             _sync(file)
             file.replace(path)
         return result
@@ -247,6 +247,26 @@ class Store:
     def forget(self, key: Digest) -> None:
         """Remove the cached result of an action."""
         (self._ac / key.sha256[:2] / f"{key.sha256}.json").unlink(missing_ok=True)
+
+
+def dump_result(result: ActionResult, key: Digest) -> bytes:
+    """Return an entry of the action cache: the result, under a digest of it and of its key."""
+    document = result.to_json()
+    return dump_canonical_json({"result": document, "seal": _seal(document, key)})
+
+
+def load_result(data: bytes, key: Digest) -> ActionResult:
+    """Return the result of an entry; ValueError where any bit of it is not as it was written."""
+    document = json.loads(data)
+    if not isinstance(document, dict) or document.keys() != {"result", "seal"}:
+        raise ValueError("not an entry of the action cache")
+    if document["seal"] != _seal(document["result"], key):
+        raise ValueError("the entry does not match its seal")
+    return ActionResult.from_json(document["result"])
+
+
+def _seal(document: Any, key: Digest) -> str:
+    return digest_bytes(key.sha256.encode() + dump_canonical_json(document)).sha256
 
 
 def _sync(file: Path) -> None:

@@ -20,7 +20,7 @@ from jarvis_rules.core.registry import require_known
 from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
 from jarvis_rules.execution.delivery import Destination, delivered_paths
 from jarvis_rules.execution.process import install_signal_handlers
-from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names
+from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names, require_name
 from jarvis_rules.rules.providers import DeclaredAction
 from jarvis_rules.rules.rules import (
     assemble_repository,
@@ -38,6 +38,7 @@ ALIASES = {
     "repository": "the Triton model repositories, OUT/<gpu>/models",
     "deploy": "repository, and with DEST=DIR a release in DIR and DIR/current",
 }
+_PREFIXES = ("onnx", "rtx", "trt")
 _DETERMINISM = "determinism"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,7 +99,7 @@ def _configure(env: Any) -> None:
         require_known("check", env["CHECK"], (_DETERMINISM,), "variable.check")
     # Here, since only the main thread may: with several jobs the executor opens in another.
     install_signal_handlers()
-    session = _session(Path(env["OUT"]), _gpus(env["GPU"]), env["CHECK"] == _DETERMINISM)
+    session = _session(_out(env), _gpus(env["GPU"]), env["CHECK"] == _DETERMINISM)
     env["JARVIS_SESSION"] = session
     env["BUILDERS"]["JarvisAction"] = _builder()
     env["GPU"] = ",".join(gpu.name for gpu in session.gpus)
@@ -112,6 +113,24 @@ def _configure(env: Any) -> None:
     env.Help(_help_text(variables, env), append=True)
     if not helping:
         _declare_aliases(env)
+
+
+def _out(env: Any) -> Path:
+    """Return the output folder as SCons names what lies in it, without `..`."""
+    text = str(env["OUT"])
+    if "$" in text or not text.strip("#/. "):
+        raise UsageError(
+            f"OUT must be a folder of its own, got `{text}`",
+            slug="variable.out",
+            hint="for example `OUT=out`",
+        )
+    try:
+        node = env.Dir(text if text.startswith(("/", "#")) else f"#{text}")
+    except TypeError:
+        raise UsageError(
+            "OUT is a file", slug="variable.out", where=text, hint="name a folder"
+        ) from None
+    return Path(node.get_internal_path())
 
 
 def _gpus(names: str) -> tuple[GpuTarget, ...]:
@@ -238,7 +257,7 @@ def _nemo_model(env: Any, source: Any) -> Any:
     It lands at `OUT/any/<folder of the checkpoint>/<stem>.ejrvs`.
     """
     session: Session = env["JARVIS_SESSION"]
-    nemo = _path(env.File(source))
+    nemo = _one_file(env, source, "a `.nemo` checkpoint")
     if nemo.suffix not in (".nemo", ".tlt"):
         raise UsageError(
             f"expected a `.nemo` checkpoint, got {nemo}",
@@ -250,7 +269,7 @@ def _nemo_model(env: Any, source: Any) -> Any:
     return _node(env, info.action, "archives")
 
 
-def _pipeline(env: Any, name: str, kind: str, models: Any, **options: Any) -> Any:
+def _pipeline(env: Any, name: str, kind: str, models: Any = (), **options: Any) -> Any:
     """Declare a pipeline for every GPU target and return the nodes of its repositories.
 
     `models` is the model of the only slot, a list in the order of the slots, or a mapping from
@@ -258,6 +277,7 @@ def _pipeline(env: Any, name: str, kind: str, models: Any, **options: Any) -> An
     """
     session: Session = env["JARVIS_SESSION"]
     declared = find_pipeline(kind)
+    require_name(str(name))
     if name in session.pipelines:
         raise UsageError(
             f"two pipelines are named `{name}`",
@@ -268,7 +288,10 @@ def _pipeline(env: Any, name: str, kind: str, models: Any, **options: Any) -> An
     jmir = session.out / "any" / f"{name}.jmir"
     info, action = build_pipeline(kind, name, slots, options, jmir)
     session.pipelines[name] = info
-    session.declare_models(name, declared.model_names(name))
+    models_served = declared.model_names(name)
+    # An engine's model is served under the name of what runs it, which its options may change.
+    engines_served = [f"jarvis-{prefix}-{model}" for prefix in _PREFIXES for model in models_served]
+    session.declare_models(name, [*models_served, *engines_served])
     for option in declared.without_effect(options):
         session.console.note(f"pipeline `{name}`: option `{option}` has no effect here")
     _node(env, action, "jmirs")
@@ -299,10 +322,26 @@ def _slots(env: Any, names: list[str], models: Any) -> dict[str, Path]:
     return {slot: _archive(env, model) for slot, model in zip(names, flat, strict=True)}
 
 
+def _one_file(env: Any, source: Any, expected: str) -> Path:
+    """Return the path of a file given by name, as a node, or as what a builder returned."""
+    try:
+        nodes = env.arg2nodes(source, env.fs.File) if source else []
+    except (TypeError, SCons.Errors.UserError) as error:
+        raise UsageError(
+            f"expected {expected}: {error}", slug="model.suffix", hint="name one file"
+        ) from None
+    if len(nodes) != 1:
+        raise UsageError(
+            f"expected {expected}, got {len(nodes)} files",
+            slug="model.suffix",
+            hint="name one file",
+        )
+    return _path(nodes[0])
+
+
 def _archive(env: Any, model: Any) -> Path:
-    nodes = env.arg2nodes(model, env.fs.File)
-    path = _path(nodes[0]) if len(nodes) == 1 else Path(*map(str, nodes))
-    if len(nodes) != 1 or path.suffix != ".ejrvs":
+    path = _one_file(env, model, "a model (`env.NemoModel(…)`) or an `.ejrvs`")
+    if path.suffix != ".ejrvs":
         raise UsageError(
             f"expected a model (`env.NemoModel(…)`) or an `.ejrvs`, got {path}",
             slug="pipeline.models",

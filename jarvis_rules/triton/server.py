@@ -118,12 +118,15 @@ class TritonServer:
         self._scratch = Path(tempfile.mkdtemp(prefix="jarvis-triton-"))
         prefix = f"jarvis_triton_{os.getpid()}_{secrets.token_hex(4)}_"
         backends = assemble_backends(self.environment, self._scratch / "backends")
+        # Triton's Python backend cannot take a path with a space or beyond ASCII.
+        models = self._scratch / "models"
+        models.symlink_to(self.repository.absolute(), target_is_directory=True)
         with self.log.open("wb") as log:
             self._supervisor = subprocess.Popen(
                 [
                     *(str(self.environment.python), "-I", "-S", str(SUPERVISOR)),
                     *(str(GRACE_SECONDS), prefix, str(self._scratch)),
-                    *self._command(backends, prefix),
+                    *self._command(models, backends, prefix),
                 ],
                 env=self.environment.variables(),
                 stdin=subprocess.PIPE,
@@ -132,7 +135,7 @@ class TritonServer:
                 start_new_session=True,
             )
 
-    def _command(self, backends: Path, prefix: str) -> list[str]:
+    def _command(self, models: Path, backends: Path, prefix: str) -> list[str]:
         addresses = [
             f"--{name}-{part}={value}"
             for name, port in zip(("http", "grpc", "metrics"), self._ports, strict=True)
@@ -140,7 +143,7 @@ class TritonServer:
         ]
         return [
             str(self.environment.server),
-            f"--model-repository={self.repository}",
+            f"--model-repository={models}",
             f"--backend-directory={backends}",
             *addresses,
             f"--exit-timeout-secs={EXIT_SECONDS}",

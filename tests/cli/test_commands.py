@@ -100,7 +100,12 @@ def test_files_are_those_of_scons(built, cache):
 
 @pytest.mark.parametrize(
     ("out", "written"),
-    [("elsewhere/a.ejrvs", "elsewhere/a.ejrvs"), ("v1.2", "v1.2.ejrvs"), ("b.riva", "b.ejrvs")],
+    [
+        ("elsewhere/a.ejrvs", "elsewhere/a.ejrvs"),
+        ("v1.2", "v1.2.ejrvs"),
+        ("b.riva", "b.ejrvs"),
+        (".", "tiny.ejrvs"),
+    ],
 )
 def test_nemo2jarvis_out(run, out, written):
     """The suffix is forced, as the old tool did, and nothing else of the name is lost."""
@@ -137,6 +142,8 @@ def test_hostile_checkpoints(run, name):
     ("command", "arguments", "code", "message"),
     [
         ("nemo2jarvis", ("absent.nemo",), 2, "error: absent.nemo: "),
+        ("nemo2jarvis", ("",), 2, "[usage]"),
+        ("nemo2jarvis", ("tiny.txt",), 2, "[file.suffix]"),
         ("nemo2jarvis", (), 2, "error: the following arguments are required: source [usage]"),
         ("nemo2jarvis", ("--otu", "x", "tiny.nemo"), 2, "hint: did you mean `--out`?"),
         ("jarvis-build", (), 2, "error: no pipeline given [usage]"),

@@ -312,3 +312,23 @@ def test_two_sconstructs_with_one_output_folder_do_not_believe_each_other(projec
     project.build()
     assert project.files() == first
     project.scons().assert_up_to_date()
+
+
+@pytest.mark.parametrize("out", ["../upout", "a/../b", "./c", "d/"])
+def test_out_is_understood_however_it_is_written(project, out):
+    result = project.scons(f"OUT={out}", out=out)
+    assert result.code == 0, result.output
+    assert (project.folder / out / "cpu/models/tiny/config.pbtxt").is_file()
+    assert project.scons(f"OUT={out}", out=out).actions == []
+
+
+def test_a_model_may_be_made_by_another_builder(project):
+    """What a builder returns is a list of nodes: the usual idiom for a model that is fetched."""
+    sconscript = project.folder / "models" / "SConscript"
+    sconscript.write_text(
+        'Import("env")\n'
+        'fetched = env.Command("fetched.nemo", "tiny.nemo", Copy("$TARGET", "$SOURCE"))\n'
+        'env.Pipeline("tiny", "speech_recognition", env.NemoModel(fetched))\n'
+    )
+    assert project.build().ran() == ALL
+    project.scons().assert_up_to_date()

@@ -277,3 +277,18 @@ def test_flipped_bytes_are_detected_and_healed(project):
             shutil.rmtree(project.folder / "out")
         project.build()
         assert project.files() == expected, path
+
+
+def test_what_was_built_without_a_sandbox_is_not_believed_by_a_build_with_one(project):
+    project.environment["JARVIS_SANDBOX"] = "none"
+    result = project.build()
+    assert result.ran() == ALL
+    assert "note: no sandbox (JARVIS_SANDBOX=none)" in result.stderr
+    shutil.rmtree(project.folder / "out")
+    assert project.build().ran("cached") == ALL
+    shutil.rmtree(project.folder / "out")
+    del project.environment["JARVIS_SANDBOX"]
+    assert project.build().ran() == ALL
+    project.environment["JARVIS_SANDBOX"] = "none"
+    shutil.rmtree(project.folder / "out")
+    assert project.build().ran("cached") == ALL

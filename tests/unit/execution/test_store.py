@@ -243,3 +243,31 @@ def test_a_root_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ToolchainError, match="cannot be used as the cache folder") as caught:
         Store(tmp_path / "file" / "cache")
     assert caught.value.slug == "cache.unusable"
+
+
+def test_every_flipped_bit_of_a_result_is_a_miss(store):
+    """Names and digests alike: a result with another name would be delivered to another place."""
+    key = digest_bytes(b"key")
+    result = ActionResult({"a/b": store.put_bytes(b"x")}, store.put_bytes(b"log"), 0.5)
+    store.put_result(key, result)
+    path = store.root / "ac" / key.sha256[:2] / f"{key.sha256}.json"
+    data = path.read_bytes()
+    assert store.result(key) == result
+    for position in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[position] ^= 1 << bit
+            path.write_bytes(bytes(changed))
+            assert store.result(key) is None, (position, bit)
+    path.write_bytes(data)
+    assert store.result(key) == result
+
+
+def test_a_result_under_the_name_of_another_key_is_a_miss(store):
+    key, other = digest_bytes(b"key"), digest_bytes(b"other")
+    store.put_result(key, ActionResult({"a": store.put_bytes(b"x")}, store.put_bytes(b"log")))
+    path = store.root / "ac" / key.sha256[:2] / f"{key.sha256}.json"
+    target = store.root / "ac" / other.sha256[:2] / f"{other.sha256}.json"
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
+    assert store.result(other) is None
