@@ -193,7 +193,7 @@ def _sandbox_line(sandbox: Mapping[str, Any]) -> str:
         "in use" if sandbox["chosen"] else "works",
         f"confines {_names(held)}" if held else "",
         f"leaves open {_names(open_)}" if open_ else "",
-        "" if sandbox["shareable"] else "results are not shared",
+        "" if sandbox["shareable"] else "results are not fit to be shared",
     ]
     return f"{name}: {'; '.join(part for part in parts if part)}"
 

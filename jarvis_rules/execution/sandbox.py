@@ -146,7 +146,7 @@ class LandlockSandbox:
             return None
         return (
             f"the sandbox `landlock` cannot confine {' and '.join(missing)} on this machine: "
-            "results are not shared"
+            "results are not fit to be shared"
         )
 
     def command(
