@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
     _stop(server, float(grace))
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
+    Path(scratch, "models").unlink(missing_ok=True)
     shutil.rmtree(scratch if order == QUIT else Path(scratch, "backends"), ignore_errors=True)
     return 0
 

@@ -35,8 +35,8 @@ with TritonServer(Path(sys.argv[1]), environment) as server:
 """
 
 
-def processes_of(repository: Path) -> dict[int, str]:
-    """The programs, by process id, of servers and stubs that serve this repository."""
+def processes_of(scratch: Path) -> dict[int, str]:
+    """The programs, by process id, of the server with this scratch folder and of its stubs."""
     found = {}
     for entry in Path("/proc").iterdir():
         try:
@@ -44,7 +44,7 @@ def processes_of(repository: Path) -> dict[int, str]:
         except OSError:
             continue
         program = Path(line.partition("\0")[0]).name
-        if program.startswith("triton") and str(repository) in line:
+        if program.startswith("triton") and str(scratch) in line:
             found[int(entry.name)] = program
     return found
 
@@ -69,17 +69,26 @@ def test_a_stopped_server_leaves_nothing_behind(
     with TritonServer(tiny_repository, serving_environment) as server:
         scratch = server.log.parent
         assert server.models == ("tiny",)
-        assert sorted(processes_of(tiny_repository).values()) == [
+        assert sorted(processes_of(scratch).values()) == [
             *["triton_python_backend_stub"] * 3,
             "tritonserver",
         ]
         assert len(shared_memory_of(os.getpid()) - regions) == 3
         recognize(server.grpc_url, "tiny", [np.ones(160, np.float32)])
 
-    assert processes_of(tiny_repository) == {}
+    assert processes_of(scratch) == {}
     assert shared_memory_of(os.getpid()) == regions
     assert not scratch.exists()
     assert sorted(tiny_repository.rglob("*")) == files, "no __pycache__ in what is served"
+
+
+def test_a_repository_may_lie_anywhere(
+    tiny_repository: Path, serving_environment: ServingEnvironment
+) -> None:
+    """The Python backend's stub crashes on a path with a space, and on one beyond ASCII."""
+    moved = tiny_repository.rename(tiny_repository.with_name("mö dels"))
+    with TritonServer(moved, serving_environment) as server:
+        recognize(server.grpc_url, "tiny", [np.ones(160, np.float32)])
 
 
 @pytest.mark.usefixtures("serving_environment")
@@ -93,12 +102,12 @@ def test_nothing_outlives_a_killed_parent(
         assert parent.stdout is not None
         scratch = Path(parent.stdout.readline().decode().strip())
         assert scratch.name.startswith("jarvis-triton-")
-        assert processes_of(tiny_repository)
+        assert processes_of(scratch)
 
         parent.send_signal(number)
         parent.communicate(timeout=30)
 
-        assert eventually(lambda: not processes_of(tiny_repository))
+        assert eventually(lambda: not processes_of(scratch))
         assert eventually(lambda: not shared_memory_of(parent.pid))
         assert eventually(lambda: not scratch.exists())
 
@@ -130,7 +139,7 @@ def test_a_broken_model_gives_its_reason(
     assert not (log.parent / "backends").exists()
     log.unlink()
     log.parent.rmdir()
-    assert processes_of(tiny_repository) == {}
+    assert processes_of(log.parent) == {}
 
 
 def test_a_model_that_never_loads_meets_the_time_limit(
@@ -144,7 +153,7 @@ def test_a_model_that_never_loads_meets_the_time_limit(
         TritonServer(tiny_repository, serving_environment, start_timeout=2).__enter__()
 
     assert caught.value.slug == "serve.start-timeout"
-    assert processes_of(tiny_repository) == {}
+    assert processes_of(Path(str(caught.value).rpartition("log: ")[2]).parent) == {}
     assert shared_memory_of(os.getpid()) == regions
 
 
@@ -153,13 +162,14 @@ def test_a_server_that_dies_is_noticed(
 ) -> None:
     with TritonServer(tiny_repository, serving_environment) as server:
         server.require_running()
-        for process, program in processes_of(tiny_repository).items():
+        scratch = server.log.parent
+        for process, program in processes_of(scratch).items():
             if program == "tritonserver":
                 os.kill(process, signal.SIGKILL)
         with pytest.raises(JarvisError) as caught:
             eventually(lambda: bool(server.require_running()))
     assert caught.value.slug == "serve.died"
-    assert eventually(lambda: not processes_of(tiny_repository))
+    assert eventually(lambda: not processes_of(scratch))
 
 
 def test_a_faulty_repository_starts_nothing(
