@@ -19,7 +19,16 @@ from jarvis_rules.exporters._config import (
     refuse_contradiction,
     used,
 )
-from jarvis_rules.exporters._jasper import Builder, Signal, add_encoder, read_encoder
+from jarvis_rules.exporters._jasper import (
+    BLOCK_KEYS,
+    ENCODER_KEYS,
+    TARGETS,
+    Builder,
+    Signal,
+    add_encoder,
+    read_encoder,
+)
+from jarvis_rules.exporters._mel_features import KEYS as MEL_KEYS
 from jarvis_rules.exporters._mel_features import read_mel_features, take_mel_tables
 from jarvis_rules.exporters._weights import take_float32
 from jarvis_rules.exporters.exporter import ExportedModel, Exporter, SourceModel, UnusedWeight
@@ -162,4 +171,12 @@ EXPORTER = Exporter(
     classes=("nemo.collections.asr.models.ctc_models.EncDecCTCModel",),
     unused=(UnusedWeight("*.num_batches_tracked", "counts training steps"),),
     export=export_conv_asr,
+    encoders=TARGETS,
+    sections={
+        "": MODEL_KEYS,
+        "preprocessor": MEL_KEYS,
+        "encoder": ENCODER_KEYS,
+        "encoder.jasper[]": BLOCK_KEYS,
+        "decoder": DECODER_KEYS,
+    },
 )

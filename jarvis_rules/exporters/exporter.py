@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from jarvis_rules.core.registry import entry_names, load_entry
 from jarvis_rules.errors import JarvisError, did_you_mean
+from jarvis_rules.exporters._config import Key, refuse
 from jarvis_rules.onnx_graph.graph import Graph
 
 _PACKAGE = "jarvis_rules.exporters"
@@ -51,12 +52,19 @@ class UnusedWeight:
 
 @dataclass(frozen=True, slots=True)
 class Exporter:
-    """One model family: the dotted NeMo classes that it reads and the function that does it."""
+    """One model family: the dotted NeMo classes that it reads and the function that does it.
+
+    `encoders` are the values of `encoder._target_` that it reads, where families share a class.
+    `sections` are the keys that it knows, by dotted place in the configuration, `""` for the top
+    and `[]` for the entries of a list: what `jarvis-rules families` shows.
+    """
 
     family: str
     classes: tuple[str, ...]
     unused: tuple[UnusedWeight, ...]
     export: Callable[[SourceModel], ExportedModel]
+    encoders: tuple[str, ...] = ()
+    sections: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
 
 
 def list_exporters(package: str = _PACKAGE) -> tuple[Exporter, ...]:
@@ -66,26 +74,40 @@ def list_exporters(package: str = _PACKAGE) -> tuple[Exporter, ...]:
     `registry.invalid-entry` for a file without a proper `EXPORTER`, `registry.duplicate-class`
     where two files claim one class.
     """
-    return tuple(_claims(package)[0].values())
+    return tuple(_load(package).values())
 
 
-def find_exporter(target: str, package: str = _PACKAGE) -> Exporter:
+def find_exporter(
+    target: str, config: Mapping[str, Any] | None = None, package: str = _PACKAGE
+) -> Exporter:
     """Return the exporter of the NeMo class `target` (dotted, as in `model_config.yaml`).
 
-    Raises JarvisError `export.unknown-class`, and what `list_exporters` raises.
+    `config` decides where families share the class. Raises JarvisError `export.unknown-class`,
+    `export.unsupported-config` for an encoder that no family reads, and what `list_exporters`
+    raises.
     """
-    exporters, files = _claims(package)
-    if target in files:
-        return exporters[files[target]]
-    # Dotted paths are alike from the left, so only the class name tells what was meant.
-    by_name = {known.rpartition(".")[2]: known for known in files}
-    near = did_you_mean(target.rpartition(".")[2], by_name)
-    known = ", ".join(f"`{name}`" for name in sorted(files))
-    raise JarvisError(
-        f"no exporter reads the class `{target}`",
-        slug="export.unknown-class",
-        hint=f"{near + ' ' if near else ''}supported: {known}",
-    )
+    exporters = _load(package).values()
+    claiming = [exporter for exporter in exporters if target in exporter.classes]
+    if not claiming:
+        # Dotted paths are alike from the left, so only the class name tells what was meant.
+        by_name = {known.rpartition(".")[2] for e in exporters for known in e.classes}
+        near = did_you_mean(target.rpartition(".")[2], by_name)
+        classes = sorted({name for exporter in exporters for name in exporter.classes})
+        known = ", ".join(f"`{name}`" for name in classes)
+        raise JarvisError(
+            f"no exporter reads the class `{target}`",
+            slug="export.unknown-class",
+            hint=f"{near + ' ' if near else ''}supported: {known}",
+        )
+    encoder = (config or {}).get("encoder")
+    if len(claiming) > 1 and not isinstance(encoder, Mapping):
+        refuse("encoder", encoder, "a mapping")
+    chosen = encoder.get("_target_") if isinstance(encoder, Mapping) else None
+    fitting = claiming if len(claiming) == 1 else [e for e in claiming if chosen in e.encoders]
+    if not fitting:
+        names = ", ".join(f"`{name}`" for e in claiming for name in e.encoders)
+        refuse("encoder._target_", chosen, f"one of {names}")
+    return fitting[0]
 
 
 def export_model(source: SourceModel) -> ExportedModel:
@@ -94,7 +116,7 @@ def export_model(source: SourceModel) -> ExportedModel:
     Raises JarvisError `export.unknown-class`, `export.unused-weight` (naming weights that are
     neither read nor declared unused) and what the family raises.
     """
-    exporter = find_exporter(source.target)
+    exporter = find_exporter(source.target, source.config)
     weights = _Recorder(source.weights)
     model = exporter.export(replace(source, weights=weights))
     left = [
@@ -139,20 +161,26 @@ class _Recorder(Mapping[str, np.ndarray]):
 
 
 @functools.cache
-def _claims(package: str) -> tuple[dict[str, Exporter], dict[str, str]]:
-    """Return the exporters by file name and the file that claims each class."""
+def _load(package: str) -> dict[str, Exporter]:
+    """Return the exporters by file name, no two of which may read the same models."""
     exporters = {
         name: load_entry(package, name, "EXPORTER", Exporter) for name in entry_names(package)
     }
-    files: dict[str, str] = {}
+    files: dict[tuple[str, str], str] = {}
     for name, exporter in exporters.items():
         for target in exporter.classes:
-            if target in files:
-                raise JarvisError(
-                    f"the class `{target}` is claimed by `{files[target]}.py` too",
-                    slug="registry.duplicate-class",
-                    where=f"{package.rpartition('.')[2]}/{name}.py",
-                    hint="a class belongs to one family",
-                )
-            files[target] = name
-    return exporters, files
+            for encoder in exporter.encoders or ("",):
+                taken = [
+                    file
+                    for (known, other), file in files.items()
+                    if known == target and (not encoder or other in ("", encoder))
+                ]
+                if taken:
+                    raise JarvisError(
+                        f"the class `{target}` is claimed by `{taken[0]}.py` too",
+                        slug="registry.duplicate-class",
+                        where=f"{package.rpartition('.')[2]}/{name}.py",
+                        hint="families that share a class tell their models apart by `encoders`",
+                    )
+                files[target, encoder] = name
+    return exporters

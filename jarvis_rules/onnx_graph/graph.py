@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
 
 from jarvis_rules.errors import JarvisBug, JarvisError
+from jarvis_rules.onnx_graph.wire import (
+    TENSOR_TYPES,
+    Attribute,
+    Dim,
+    Model,
+    Node,
+    Value,
+    encode_model,
+    raw_bytes,
+)
 
-OPSET = 17  # the lowest with LayerNormalization, read by every runtime that we serve with
-IR_VERSION = 8
+__all__ = ["ACTIVATIONS", "MAX_BYTES", "Attribute", "Dim", "Graph", "Node", "Value"]
+
 MAX_BYTES = 2**31 - 1  # protobuf cannot hold a longer message
-
-Dim = int | str
-Attribute = int | float | str | tuple[int, ...] | tuple[float, ...]
-
-# ONNX's TensorProto.DataType; the numbers are part of the format.
-_TENSOR_TYPES = {
-    "float32": 1,
-    "uint8": 2,
-    "int8": 3,
-    "int32": 6,
-    "int64": 7,
-    "bool": 9,
-    "float16": 10,
-    "float64": 11,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A typed tensor in the graph; `shape` mixes sizes and the names of symbolic axes."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One operator of the standard domain, as it is written to the file."""
-
-    op: str
-    name: str
-    inputs: tuple[str, ...]
-    attributes: tuple[tuple[str, Attribute], ...]
 
 
 class Graph:
@@ -66,10 +42,12 @@ class Graph:
         self._nodes: list[Node] = []
         self._constants: dict[str, np.ndarray] = {}
         self._constants_by_hash: dict[tuple[str, tuple[int, ...], bytes], list[Value]] = {}
-        self._values: dict[tuple[Any, ...], Value] = {}
+        self._values: dict[tuple[Any, ...], tuple[str, tuple[Value, ...]]] = {}
         self._masks: dict[str, Value] = {}
         self._counts: dict[str, int] = {}
         self._final_names: dict[str, str] = {}
+        self._full_precision: dict[str, None] = {}
+        self._is_full_precision = False
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -86,6 +64,24 @@ class Graph:
         """The nodes in topological order."""
         return tuple(self._nodes)
 
+    @property
+    def full_precision_nodes(self) -> tuple[str, ...]:
+        """The names of the nodes made under `full_precision`, in topological order."""
+        return tuple(self._full_precision)
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Mark every node made inside: it stays float32 when an engine is built in half precision.
+
+        For positions, durations, exponentials, long sums: what 11 bits of mantissa or the range of
+        half precision would get wrong. A node that two places share is marked if either does.
+        """
+        before, self._is_full_precision = self._is_full_precision, True
+        try:
+            yield
+        finally:
+            self._is_full_precision = before
+
     def input(self, name: str, dtype: str, shape: Sequence[Dim]) -> Value:
         """Declare a graph input; string dimensions are symbolic."""
         self._claim(name)
@@ -98,7 +94,7 @@ class Graph:
         self._claim(name)
         taken = {v.name for v in self._inputs} | set(self._final_names) | set(self._constants)
         if value.name in taken:
-            value = self._append("Identity", (value,), value.dtype, value.shape, ())
+            value = self._copy(value)
         self._final_names[value.name] = name
         final = Value(name, value.dtype, value.shape if shape is None else tuple(shape))
         if len(final.shape) != len(value.shape):
@@ -109,23 +105,30 @@ class Graph:
     def constant(self, array: np.ndarray) -> Value:
         """Return `array` as an initialiser; equal content (type, shape, bytes) is stored once.
 
-        The array is referenced, not copied, unless it is not contiguous or not little endian.
+        The array is referenced, not copied: a transposed view costs no memory until it is written.
         """
-        # `ascontiguousarray` would turn a scalar into a vector.
-        array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+        array = np.asarray(array, dtype=array.dtype.newbyteorder("<"))
         dtype = array.dtype.name
-        if dtype not in _TENSOR_TYPES:
+        if dtype not in TENSOR_TYPES:
             raise JarvisBug(f"a constant cannot be {dtype}")
-        key = (dtype, array.shape, xxhash.xxh3_128_digest(_raw(array)))
+        key = (dtype, array.shape, xxhash.xxh3_128_digest(raw_bytes(array)))
         same = self._constants_by_hash.setdefault(key, [])
         for known in same:
             # A checkpoint could be crafted to collide in a hash that is not cryptographic.
-            if _raw(self._constants[known.name]) == _raw(array):
+            if raw_bytes(self._constants[known.name]) == raw_bytes(array):
                 return known
         value = Value(self._next("constant"), dtype, array.shape)
         self._constants[value.name] = array
         same.append(value)
         return value
+
+    def ints(self, *numbers: int) -> Value:
+        """Return an int64 vector."""
+        return self.constant(np.array(numbers, np.int64))
+
+    def number(self, number: float, dtype: str = "float32") -> Value:
+        """Return a scalar."""
+        return self.constant(np.array(number, dtype))
 
     def apply(
         self,
@@ -141,12 +144,20 @@ class Graph:
         is not added again: all operators that exporters use are pure.
         """
         ordered = tuple(sorted(attributes.items()))
-        key = (op, tuple(v.name for v in inputs), ordered)
-        if key not in self._values:
-            kind = dtype or inputs[0].dtype
-            size = inputs[0].shape if shape is None else tuple(shape)
-            self._values[key] = self._append(op, inputs, kind, size, ordered)
-        return self._values[key]
+        kind = dtype or inputs[0].dtype
+        size = inputs[0].shape if shape is None else tuple(shape)
+        return self._append(op, inputs, ((kind, size),), ordered)[0]
+
+    def apply_many(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        outputs: Sequence[tuple[str, Sequence[Dim]]],
+        **attributes: Attribute,
+    ) -> tuple[Value, ...]:
+        """Add one node with several outputs, given as (dtype, shape); None leaves an input out."""
+        kinds = tuple((dtype, tuple(shape)) for dtype, shape in outputs)
+        return self._append(op, inputs, kinds, tuple(sorted(attributes.items())))
 
     def conv(
         self,
@@ -156,36 +167,164 @@ class Graph:
         *,
         stride: int = 1,
         dilation: int = 1,
+        pads: tuple[int, int] | None = None,
+        groups: int = 1,
+    ) -> Value:
+        """Return the convolution of `x` [batch, C, …] with `weight` [O, C / groups, …].
+
+        One or two axes behind the channels, all of them with the same stride, dilation and pads
+        (begin, end).
+        """
+        outputs, per_group, *kernel = weight.shape
+        if len(x.shape) != weight.ndim or x.shape[1] != per_group * groups:
+            raise JarvisBug(f"conv of {x.shape} with weight {weight.shape}, {groups} groups")
+        begin, end = pads or (0, 0)
+        sizes: list[Dim] = []
+        for size, taps in zip(x.shape[2:], kernel, strict=True):
+            lost = dilation * (taps - 1) - begin - end
+            if isinstance(size, int):
+                sizes.append((size - lost - 1) // stride + 1)
+            else:
+                sizes.append(self._next("time") if stride != 1 or lost else size)
+        return self.apply(
+            "Conv",
+            *self._operands(x, weight, bias),
+            shape=(x.shape[0], outputs, *sizes),
+            dilations=(dilation,) * len(kernel),
+            group=groups,
+            kernel_shape=tuple(kernel),
+            pads=(begin,) * len(kernel) + (end,) * len(kernel),
+            strides=(stride,) * len(kernel),
+        )
+
+    def conv_transpose(
+        self,
+        x: Value,
+        weight: np.ndarray,
+        bias: np.ndarray | None = None,
+        *,
+        stride: int = 1,
         pads: tuple[int, int] = (0, 0),
         groups: int = 1,
     ) -> Value:
-        """Return the 1-D convolution of `x` [batch, C, time] with `weight` [O, C / groups, K]."""
-        outputs, per_group, kernel = weight.shape
-        if len(x.shape) != 3 or x.shape[1] != per_group * groups:
-            raise JarvisBug(f"conv of {x.shape} with weight {weight.shape}, {groups} groups")
-        operands = [x, self.constant(weight)]
-        if bias is not None:
-            operands.append(self.constant(bias))
-        lost = dilation * (kernel - 1) - sum(pads)
-        time: Dim = x.shape[2]
+        """Return the transposed 1-D convolution of `x` [batch, C, time] with [C, O / groups, K]."""
+        inputs, per_group, kernel = weight.shape
+        if len(x.shape) != 3 or x.shape[1] != inputs:
+            raise JarvisBug(f"transposed conv of {x.shape} with weight {weight.shape}")
+        time = x.shape[2]
         if isinstance(time, int):
-            time = (time - lost - 1) // stride + 1
-        elif stride != 1 or lost:
+            time = (time - 1) * stride + kernel - sum(pads)
+        elif stride != 1 or kernel - 1 != sum(pads):
             time = self._next("time")
         return self.apply(
-            "Conv",
-            *operands,
-            shape=(x.shape[0], outputs, time),
-            dilations=(dilation,),
+            "ConvTranspose",
+            *self._operands(x, weight, bias),
+            shape=(x.shape[0], per_group * groups, time),
             group=groups,
             kernel_shape=(kernel,),
             pads=pads,
             strides=(stride,),
         )
 
+    def matmul(self, a: Value, b: Value) -> Value:
+        """Return the matrix product over the last two axes, broadcast over the others."""
+        inner = (a.shape[-1], b.shape[-2])
+        if a.dtype != b.dtype or (all(isinstance(n, int) for n in inner) and len(set(inner)) > 1):
+            raise JarvisBug(f"MatMul of {a} and {b}")
+        outer = _broadcast(a.shape[:-2], b.shape[:-2])
+        return self.apply("MatMul", a, b, shape=(*outer, a.shape[-2], b.shape[-1]))
+
+    def linear(self, x: Value, weight: np.ndarray, bias: np.ndarray | None = None) -> Value:
+        """Return `x` [..., I] times `weight` [O, I] transposed, plus `bias` [O]."""
+        product = self.matmul(x, self.constant(weight.T))
+        return product if bias is None else self.add(product, self.constant(bias))
+
+    def layer_norm(self, x: Value, gain: np.ndarray, shift: np.ndarray, eps: float) -> Value:
+        """Return the layer norm of `x` over its last axis."""
+        operands = (x, self.constant(gain), self.constant(shift))
+        return self.apply("LayerNormalization", *operands, axis=-1, epsilon=eps)
+
+    def softmax(self, x: Value, axis: int = -1) -> Value:
+        """Return the softmax of `x` over `axis`."""
+        return self.apply("Softmax", x, axis=axis)
+
+    def where(self, condition: Value, a: Value, b: Value) -> Value:
+        """Return `a` where the bool `condition` holds, else `b`, with broadcasting."""
+        shape = _broadcast(_broadcast(condition.shape, a.shape), b.shape)
+        return self.apply("Where", condition, a, b, shape=shape, dtype=a.dtype)
+
+    def less(self, a: Value, b: Value) -> Value:
+        """Return the bool a < b with broadcasting."""
+        return self._combine("Less", a, b, "bool")
+
+    def cast(self, x: Value, dtype: str) -> Value:
+        """Return `x` as `dtype`; floats are truncated towards zero."""
+        if x.dtype == dtype:
+            return x
+        return self.apply("Cast", x, dtype=dtype, to=TENSOR_TYPES[dtype])
+
+    def reshape(self, x: Value, sizes: Sequence[int], shape: Sequence[Dim]) -> Value:
+        """Return `x` reshaped; in `sizes`, 0 keeps the size of that axis and -1 takes the rest."""
+        return self.apply("Reshape", x, self.ints(*sizes), shape=shape)
+
+    def unsqueeze(self, x: Value, *axes: int) -> Value:
+        """Return `x` with axes of size 1 where the result has `axes` (not negative, ascending)."""
+        shape = list(x.shape)
+        for axis in axes:
+            shape.insert(axis, 1)
+        return self.apply("Unsqueeze", x, self.ints(*axes), shape=shape)
+
+    def squeeze(self, x: Value, *axes: int) -> Value:
+        """Return `x` without its `axes` (not negative) of size 1."""
+        shape = [size for axis, size in enumerate(x.shape) if axis not in axes]
+        return self.apply("Squeeze", x, self.ints(*axes), shape=shape)
+
+    def concat(self, values: Sequence[Value], axis: int) -> Value:
+        """Return `values` one behind the other along `axis` (not negative)."""
+        shape = list(values[0].shape)
+        sizes = [value.shape[axis] for value in values]
+        known = [size for size in sizes if isinstance(size, int)]
+        shape[axis] = sum(known) if len(known) == len(sizes) else self._next("joined")
+        return self.apply("Concat", *values, shape=shape, axis=axis)
+
+    def split(self, x: Value, sizes: Sequence[int], axis: int) -> tuple[Value, ...]:
+        """Return `x` cut into pieces of `sizes` along `axis` (not negative)."""
+        outputs = [(x.dtype, (*x.shape[:axis], n, *x.shape[axis + 1 :])) for n in sizes]
+        return self.apply_many("Split", (x, self.ints(*sizes)), outputs, axis=axis)
+
+    def slice(self, x: Value, axis: int, start: int, stop: int | None, step: int = 1) -> Value:
+        """Return `x[start:stop:step]` along `axis`, with Python's meaning of the numbers."""
+        size = x.shape[axis]
+        cut: Dim = self._next("slice")
+        if isinstance(size, int):
+            cut = len(range(size)[start:stop:step])
+        last = (2**63 - 1 if step > 0 else -(2**63)) if stop is None else stop
+        ends = (self.ints(start), self.ints(last), self.ints(axis), self.ints(step))
+        shape = (*x.shape[:axis], cut, *x.shape[axis + 1 :])
+        return self.apply("Slice", x, *ends, shape=shape)
+
+    def gather(self, table: Value, indices: Value, axis: int = 0) -> Value:
+        """Return the entries `indices` (int64, any shape) of `table` along `axis`."""
+        shape = (*table.shape[:axis], *indices.shape, *table.shape[axis + 1 :])
+        return self.apply("Gather", table, indices, shape=shape, axis=axis)
+
+    def size_of(self, x: Value, axis: int) -> Value:
+        """Return the size of `axis` (not negative) of `x`, an int64 scalar."""
+        size = self.apply("Shape", x, shape=(1,), dtype="int64", start=axis, end=axis + 1)
+        return self.apply("Squeeze", size, shape=())
+
+    def arange(self, count: Value, size: Dim) -> Value:
+        """Return the int64 vector 0 … count - 1; `size` is the dimension it gets."""
+        zero, one = self.number(0, "int64"), self.number(1, "int64")
+        return self.apply("Range", zero, count, one, shape=(size,), dtype="int64")
+
     def add(self, a: Value, b: Value) -> Value:
         """Return a + b with broadcasting."""
         return self._combine("Add", a, b)
+
+    def sub(self, a: Value, b: Value) -> Value:
+        """Return a - b with broadcasting."""
+        return self._combine("Sub", a, b)
 
     def mul(self, a: Value, b: Value) -> Value:
         """Return a * b with broadcasting."""
@@ -220,28 +359,18 @@ class Graph:
         if (lengths.dtype, len(lengths.shape)) != ("int64", 1):
             raise JarvisBug(f"lengths must be int64 [batch], not {lengths}")
         if lengths.name not in self._masks:
-            last = len(like.shape) - 1
-            frames = self.apply("Shape", like, shape=(1,), dtype="int64", start=last, end=last + 1)
-            count = self.apply("Squeeze", frames, shape=())
-            positions = self.apply(
-                "Range",
-                self.constant(np.array(0, np.int64)),
-                count,
-                self.constant(np.array(1, np.int64)),
-                shape=like.shape[-1:],
-                dtype="int64",
-            )
-            axes = self.constant(np.array([1, 2], np.int64))
-            limits = self.apply("Unsqueeze", lengths, axes, shape=(lengths.shape[0], 1, 1))
-            shape = (lengths.shape[0], 1, like.shape[-1])
-            valid = self.apply("Less", positions, limits, shape=shape, dtype="bool")
-            to = _TENSOR_TYPES["float32"]
-            self._masks[lengths.name] = self.apply("Cast", valid, dtype="float32", to=to)
+            valid = self.unsqueeze(self.valid(lengths, like, len(like.shape) - 1), 1)
+            self._masks[lengths.name] = self.cast(valid, "float32")
         return self._masks[lengths.name]
+
+    def valid(self, lengths: Value, like: Value, axis: int) -> Value:
+        """Return bool [batch, time]: true on the first `lengths` of each item along `axis`."""
+        positions = self.arange(self.size_of(like, axis), like.shape[axis])
+        return self.less(positions, self.unsqueeze(lengths, 1))
 
     def size(self) -> int:
         """Return the length of the written file in bytes."""
-        return sum(len(part) for part in self._parts())
+        return encode_model(self._model())[0]
 
     def write(self, file: BinaryIO) -> int:
         """Write the model to `file` and return its length in bytes.
@@ -249,8 +378,7 @@ class Graph:
         Weights go from their arrays straight to the file, one after the other. Raises
         JarvisError `graph.too-large` above `MAX_BYTES`, before anything is written.
         """
-        parts = list(self._parts())
-        size = sum(len(part) for part in parts)
+        size, parts = encode_model(self._model())
         if size > MAX_BYTES:
             raise JarvisError(
                 f"the graph `{self.name}` needs {size} bytes, but an ONNX file holds at most "
@@ -262,22 +390,60 @@ class Graph:
             file.write(part)
         return size
 
+    def _model(self) -> Model:
+        final = self._final_names
+        nodes = [
+            Node(
+                node.op,
+                node.name,
+                tuple(final.get(n, n) for n in node.inputs),
+                tuple(final.get(n, n) for n in node.outputs),
+                node.attributes,
+            )
+            for node in self._nodes
+        ]
+        return Model(self.name, nodes, self._constants, self._inputs, self._outputs)
+
+    def _copy(self, value: Value) -> Value:
+        # Not through `_append`: an output needs a node of its own, also when it is the second.
+        name = self._next("identity")
+        self._nodes.append(Node("Identity", name, (value.name,), (name,), ()))
+        return Value(name, value.dtype, value.shape)
+
+    def _operands(self, x: Value, *tables: np.ndarray | None) -> list[Value]:
+        return [x, *(self.constant(table) for table in tables if table is not None)]
+
     def _append(
         self,
         op: str,
-        inputs: Sequence[Value],
-        dtype: str,
-        shape: tuple[Dim, ...],
+        inputs: Sequence[Value | None],
+        outputs: tuple[tuple[str, tuple[Dim, ...]], ...],
         attributes: tuple[tuple[str, Attribute], ...],
-    ) -> Value:
-        name = self._next(op.lower())
-        self._nodes.append(Node(op, name, tuple(v.name for v in inputs), attributes))
-        return Value(name, dtype, shape)
+    ) -> tuple[Value, ...]:
+        """Add a node, or find the equal one; a node of one output lends that its name."""
+        names = tuple("" if v is None else v.name for v in inputs)
+        key = (op, names, attributes)
+        if key not in self._values:
+            name = self._next(op.lower())
+            several = len(outputs) > 1
+            results = [f"{name}.{i}" if several else name for i in range(len(outputs))]
+            self._nodes.append(Node(op, name, names, tuple(results), attributes))
+            self._values[key] = (
+                name,
+                tuple(
+                    Value(result, dtype, shape)
+                    for result, (dtype, shape) in zip(results, outputs, strict=True)
+                ),
+            )
+        name, values = self._values[key]
+        if self._is_full_precision:
+            self._full_precision[name] = None
+        return values
 
-    def _combine(self, op: str, a: Value, b: Value) -> Value:
+    def _combine(self, op: str, a: Value, b: Value, dtype: str | None = None) -> Value:
         if a.dtype != b.dtype:
             raise JarvisBug(f"{op} of {a} and {b}")
-        return self.apply(op, a, b, shape=_broadcast(a.shape, b.shape))
+        return self.apply(op, a, b, shape=_broadcast(a.shape, b.shape), dtype=dtype)
 
     def _next(self, kind: str) -> str:
         number = self._counts.get(kind, 0)
@@ -287,66 +453,6 @@ class Graph:
     def _claim(self, name: str) -> None:
         if any(name == v.name for v in (*self._inputs, *self._outputs)):
             raise JarvisBug(f"`{name}` is declared twice")
-
-    def _parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the ModelProto in field order, as protobuf itself would write it."""
-        head, tail, opset = self._serialise_frame()
-        tensors = [(self._tensor_head(n, a), _raw(a)) for n, a in self._constants.items()]
-        length = len(head) + len(tail)
-        for start, raw in tensors:
-            body = len(start) + len(raw)
-            length += len(_tag(5, body)) + body
-        producer = b"jarvis-rules"
-        yield b"\x08" + _varint(IR_VERSION) + _tag(2, len(producer)) + producer
-        yield _tag(7, length) + head
-        for start, raw in tensors:
-            yield _tag(5, len(start) + len(raw)) + start
-            yield raw
-        yield tail + opset
-
-    def _serialise_frame(self) -> tuple[bytes, bytes, bytes]:
-        """Return the bytes of GraphProto before and after the initialisers, and the opset."""
-        from onnx import GraphProto, ModelProto, helper
-
-        head, tail, model = GraphProto(name=self.name), GraphProto(), ModelProto()
-        final = self._final_names
-        for node in self._nodes:
-            inputs = [final.get(n, n) for n in node.inputs]
-            outputs = [final.get(node.name, node.name)]
-            attributes: dict[str, Any] = dict(node.attributes)
-            head.node.append(
-                helper.make_node(node.op, inputs, outputs, name=node.name, **attributes)
-            )
-        for values, field in ((self._inputs, tail.input), (self._outputs, tail.output)):
-            for v in values:
-                kind = _TENSOR_TYPES[v.dtype]
-                field.append(helper.make_tensor_value_info(v.name, kind, list(v.shape)))
-        model.opset_import.append(helper.make_opsetid("", OPSET))
-        a, b, c = (m.SerializeToString(deterministic=True) for m in (head, tail, model))
-        return a, b, c
-
-    def _tensor_head(self, name: str, array: np.ndarray) -> bytes:
-        """Return the TensorProto of `array` up to and without its raw bytes."""
-        text = name.encode()
-        dims = b"".join(b"\x08" + _varint(n) for n in array.shape)
-        kind = b"\x10" + _varint(_TENSOR_TYPES[array.dtype.name])
-        return dims + kind + _tag(8, len(text)) + text + _tag(9, array.nbytes)
-
-
-def _raw(array: np.ndarray) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _tag(field: int, length: int) -> bytes:
-    return _varint(field << 3 | 2) + _varint(length)
 
 
 def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -361,12 +467,8 @@ def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(out)
 
 
-def _float(graph: Graph, number: float) -> Value:
-    return graph.constant(np.array(number, np.float32))
-
-
 def _clip_unit(graph: Graph, x: Value) -> Value:
-    return graph.apply("Clip", x, _float(graph, -1.0), _float(graph, 1.0))
+    return graph.apply("Clip", x, graph.number(-1.0), graph.number(1.0))
 
 
 def _swish(graph: Graph, x: Value) -> Value:
@@ -374,8 +476,8 @@ def _swish(graph: Graph, x: Value) -> Value:
 
 
 def _gelu(graph: Graph, x: Value) -> Value:
-    error = graph.apply("Erf", graph.mul(x, _float(graph, math.sqrt(0.5))))
-    return graph.mul(graph.mul(x, _float(graph, 0.5)), graph.add(error, _float(graph, 1.0)))
+    error = graph.apply("Erf", graph.mul(x, graph.number(math.sqrt(0.5))))
+    return graph.mul(graph.mul(x, graph.number(0.5)), graph.add(error, graph.number(1.0)))
 
 
 ACTIVATIONS: Mapping[str, Callable[[Graph, Value], Value]] = {

@@ -53,6 +53,11 @@ def _metadata(archive: NemoArchive, model: ExportedModel) -> dict[str, Any]:
         "family": model.family,
         "facts": dict(model.facts),
         "graphs": sorted(model.graphs),
+        "full_precision": {
+            name: list(graph.full_precision_nodes)
+            for name, graph in model.graphs.items()
+            if graph.full_precision_nodes
+        },
     }
 
 

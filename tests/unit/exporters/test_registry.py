@@ -33,10 +33,10 @@ def folder(tmp_path, monkeypatch):
     return make
 
 
-def entry(*classes: str) -> str:
+def entry(*classes: str, encoders: tuple[str, ...] = ()) -> str:
     return (
         "from jarvis_rules.exporters.exporter import Exporter\n"
-        f"EXPORTER = Exporter('family', {classes!r}, (), lambda source: None)\n"
+        f"EXPORTER = Exporter('family', {classes!r}, (), lambda source: None, {encoders!r})\n"
     )
 
 
@@ -50,13 +50,14 @@ def test_every_exporter_is_complete_and_has_a_sample():
         assert all(unused.pattern and unused.reason for unused in exporter.unused)
         for name in SAMPLES[exporter.family]:
             model = source(name)
-            assert find_exporter(model.target) is exporter
+            assert find_exporter(model.target, model.config) is exporter
             assert export_model(model).family == exporter.family
 
 
 def test_finding_a_class():
-    assert find_exporter(CTC).family == "conv_asr"
-    assert isinstance(find_exporter(CTC), Exporter)
+    config = source("quartznet").config
+    assert find_exporter(CTC, config).family == "conv_asr"
+    assert isinstance(find_exporter(CTC, config), Exporter)
 
 
 def test_unknown_class_names_it_and_what_is_supported():
@@ -83,7 +84,7 @@ def test_unknown_class_suggests_the_nearest_name(target):
 )
 def test_a_file_that_exposes_something_else_is_named(folder, text, got):
     with pytest.raises(JarvisError) as error:
-        find_exporter(CTC, folder(foo=text))
+        find_exporter(CTC, package=folder(foo=text))
     assert error.value.where.endswith("/foo.py")
     assert "EXPORTER must be" in error.value.message
     assert got in error.value.message
@@ -98,9 +99,36 @@ def test_a_class_claimed_twice_is_refused(folder):
     assert "`a.C` is claimed by `one.py` too" in error.value.message
 
 
+@pytest.mark.parametrize("encoders", [(), ("m.X",), ("m.Y", "m.X")])
+def test_a_shared_class_needs_encoders_that_differ(folder, encoders):
+    package = folder(one=entry("a.B", encoders=("m.X",)), two=entry("a.B", encoders=encoders))
+    with pytest.raises(JarvisError) as error:
+        list_exporters(package)
+    assert error.value.slug == "registry.duplicate-class"
+    assert "`encoders`" in error.value.hint
+
+
+def test_the_encoder_decides_between_families_of_one_class(folder):
+    two = entry("a.B", encoders=("m.Y",)).replace("'family'", "'other'")
+    package = folder(one=entry("a.B", encoders=("m.X",)), two=two)
+    assert find_exporter("a.B", {"encoder": {"_target_": "m.Y"}}, package).family == "other"
+
+
+def test_an_encoder_that_no_family_reads_is_named(folder):
+    package = folder(one=entry("a.B", encoders=("m.X",)), two=entry("a.B", encoders=("m.Y",)))
+    with pytest.raises(JarvisError) as error:
+        find_exporter("a.B", {"encoder": {"_target_": "m.New"}}, package)
+    assert error.value.slug == "export.unsupported-config"
+    assert "`encoder._target_: 'm.New'`" in error.value.message
+    assert "`m.X`, `m.Y`" in error.value.message
+    with pytest.raises(JarvisError) as error:
+        find_exporter("a.B", {}, package)
+    assert "`encoder: None`" in error.value.message
+
+
 def test_shared_parts_are_no_entries(folder):
     package = folder(one=entry("a.B"), _parts="raise RuntimeError")
-    assert find_exporter("a.B", package).family == "family"
+    assert find_exporter("a.B", package=package).family == "family"
     assert len(list_exporters(package)) == 1
 
 
@@ -108,7 +136,8 @@ def test_the_registry_is_light():
     """The command line asks for a family before it needs onnx, which takes 0.2 s to import."""
     program = (
         "import sys; from jarvis_rules.exporters.exporter import find_exporter\n"
-        f"find_exporter({CTC!r})\n"
+        "config = {'encoder': {'_target_': 'nemo.collections.asr.modules.ConvASREncoder'}}\n"
+        f"find_exporter({CTC!r}, config)\n"
         "print([m for m in ('onnx', 'onnxruntime', 'google.protobuf') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -1,0 +1,127 @@
+"""The bytes of an ONNX model: nodes through protobuf, weights streamed one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+OPSET = 17  # the lowest with LayerNormalization, read by every runtime that we serve with
+IR_VERSION = 8
+
+Dim = int | str
+Attribute = int | float | str | tuple[int, ...] | tuple[float, ...]
+
+# ONNX's TensorProto.DataType; the numbers are part of the format.
+TENSOR_TYPES = {
+    "float32": 1,
+    "uint8": 2,
+    "int8": 3,
+    "int32": 6,
+    "int64": 7,
+    "bool": 9,
+    "float16": 10,
+    "float64": 11,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A typed tensor in the graph; `shape` mixes sizes and the names of symbolic axes."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator of the standard domain; an empty input name is an operand left out."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: tuple[tuple[str, Attribute], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """All that is written: nodes in topological order, constants, typed inputs and outputs."""
+
+    name: str
+    nodes: Sequence[Node]
+    constants: Mapping[str, np.ndarray]
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
+
+
+def encode_model(model: Model) -> tuple[int, Iterator[bytes | memoryview]]:
+    """Return the length of the ModelProto and its bytes in parts, as protobuf would write them.
+
+    Parts are made while they are read: one weight at a time is in memory. Source: onnx.proto.
+    """
+    head, tail, opset = _encode_frame(model)
+    starts = {name: _encode_tensor(name, array) for name, array in model.constants.items()}
+    length = len(head) + len(tail)
+    for name, start in starts.items():
+        body = len(start) + model.constants[name].nbytes
+        length += len(_tag(5, body)) + body
+    producer = b"jarvis-rules"
+    first = b"\x08" + _varint(IR_VERSION) + _tag(2, len(producer)) + producer + _tag(7, length)
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield first + head
+        for name, start in starts.items():
+            array = model.constants[name]
+            yield _tag(5, len(start) + array.nbytes) + start
+            yield raw_bytes(array)
+        yield tail + opset
+
+    return len(first) + length + len(opset), parts()
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """Return the bytes of `array` in C order, copied only where they lie in another."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _encode_frame(model: Model) -> tuple[bytes, bytes, bytes]:
+    """Return the bytes of GraphProto before and after the initialisers, and the opset."""
+    from onnx import GraphProto, ModelProto, helper
+
+    head, tail, frame = GraphProto(name=model.name), GraphProto(), ModelProto()
+    for node in model.nodes:
+        attributes: dict[str, Any] = dict(node.attributes)
+        head.node.append(
+            helper.make_node(node.op, node.inputs, node.outputs, name=node.name, **attributes)
+        )
+    for values, field in ((model.inputs, tail.input), (model.outputs, tail.output)):
+        for v in values:
+            kind = TENSOR_TYPES[v.dtype]
+            field.append(helper.make_tensor_value_info(v.name, kind, list(v.shape)))
+    frame.opset_import.append(helper.make_opsetid("", OPSET))
+    a, b, c = (m.SerializeToString(deterministic=True) for m in (head, tail, frame))
+    return a, b, c
+
+
+def _encode_tensor(name: str, array: np.ndarray) -> bytes:
+    """Return the TensorProto of `array` up to and without its raw bytes."""
+    text = name.encode()
+    dims = b"".join(b"\x08" + _varint(n) for n in array.shape)
+    kind = b"\x10" + _varint(TENSOR_TYPES[array.dtype.name])
+    return dims + kind + _tag(8, len(text)) + text + _tag(9, array.nbytes)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _tag(field: int, length: int) -> bytes:
+    return _varint(field << 3 | 2) + _varint(length)
