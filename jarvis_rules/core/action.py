@@ -172,7 +172,7 @@ class ActionSpec:
         document = {
             "mnemonic": self.mnemonic,
             "argv": self.argv(),
-            "request": self.request_bytes().decode(),
+            "request": dict(self.request),
             "inputs": {name: _describe(source) for name, source in self.inputs.items()},
             "outputs": self.output.paths(),
             "environment": dict(ENVIRONMENT),

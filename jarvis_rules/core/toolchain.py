@@ -10,10 +10,8 @@ changes a key, and a changed module of the closure does.
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -183,6 +181,8 @@ def _exists(module: str) -> bool:
 @functools.cache
 def _imports(module: str) -> tuple[frozenset[str], frozenset[str]]:
     """Return the modules of ours and the foreign top-level names that `module` imports."""
+    import ast
+
     path = _source(module)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     named: set[str] = set()
@@ -221,7 +221,9 @@ def _files(module: str) -> tuple[Path, ...]:
 
 def _record(name: str) -> Path:
     """Return what changes whenever a distribution is installed anew: its `RECORD`."""
-    distribution = importlib.metadata.distribution(name)
+    from importlib.metadata import distribution as find_distribution
+
+    distribution = find_distribution(name)
     return Path(str(distribution.locate_file(""))) / next(
         (str(file) for file in distribution.files or () if file.name == "RECORD"), ""
     )
@@ -230,6 +232,8 @@ def _record(name: str) -> Path:
 def _package_data(source: bytes) -> tuple[str, ...]:
     if b"PACKAGE_DATA" not in source:
         return ()
+    import ast
+
     for node in ast.parse(source).body:
         match node:
             case ast.Assign(targets=[ast.Name(id="PACKAGE_DATA")], value=value):
@@ -240,9 +244,12 @@ def _package_data(source: bytes) -> tuple[str, ...]:
 @functools.cache
 def _distribution_digest(name: str) -> str:
     """Return a digest of a distribution's installed files, from the rows of its `RECORD`."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import distribution as find_distribution
+
     try:
-        distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
+        distribution = find_distribution(name)
+    except PackageNotFoundError:
         raise ToolchainError(
             f"the package `{name}` is not installed in {sys.prefix}",
             slug="toolchain.missing-package",

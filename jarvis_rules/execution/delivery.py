@@ -18,7 +18,7 @@ from jarvis_rules.core.action import ActionResult, Output, is_tree_path
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.core.digest import Digest
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.execution.file_digests import FileDigests
+from jarvis_rules.execution.file_digests import FileDigests, stamp_entries
 from jarvis_rules.execution.store import Store
 
 # Python writes it beside a model that a server has loaded.
@@ -114,21 +114,41 @@ def previous_record(path: Path) -> Path:
 
 
 def is_intact(digests: FileDigests, output: Output, destination: Destination) -> bool:
-    """Return whether the delivered files are, to the byte, what the action's record says."""
+    """Return whether the delivered files are, to the byte, what the action's record says.
+
+    Files and folders that have not changed since that was last found are not looked into again.
+    """
     if destination.record is None:
         return False
+    name = destination.record / (output.tree or "")
+    if digests.is_unchanged(name):
+        return True
     try:
+        before = stamp_entries([destination.record, destination.file], ())
         document = json.loads(destination.record.read_bytes())
         outputs = {str(n): Digest.from_json(d) for n, d in document["outputs"].items()}
-        expected = [*_expected(output, outputs, destination)]
-        if not all(
-            digests.matches(path, digest)
-            for path, digest in [(destination.file, outputs[output.file]), *expected]
-        ):
+        files = [*_expected(output, outputs, destination)]
+        before |= stamp_entries(
+            [path for path, _ in files],
+            {folder for path, _ in files for folder in _folders(path, destination)},
+        )
+        files.append((destination.file, outputs[output.file]))
+        if not all(digests.matches(path, digest) for path, digest in files):
             return False
-        return destination.tree is None or not any(_strays(output, outputs, destination.tree))
+        if destination.tree is not None and any(_strays(output, outputs, destination.tree)):
+            return False
     except (OSError, *_NOT_A_DOCUMENT):
         return False
+    digests.remember_set(name, before)
+    return True
+
+
+def _folders(path: Path, destination: Destination) -> Iterator[Path]:
+    """Yield the folders of a file of the tree, which are the tree's own: not the tree itself."""
+    folder = path.parent
+    while folder != destination.tree:
+        yield folder
+        folder = folder.parent
 
 
 def find_conflict(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jarvis_rules.core.action import (
     INPUTS,
@@ -38,21 +38,16 @@ from jarvis_rules.core.events import (
     Outcome,
 )
 from jarvis_rules.errors import IntegrityError, JarvisError, UsageError, did_you_mean
-from jarvis_rules.execution.action_difference import differences
 from jarvis_rules.execution.delivery import Destination, deliver, listed_files
 from jarvis_rules.execution.execution_log import ExecutionLog, LogEntry
 from jarvis_rules.execution.file_digests import FileDigests, FileStamp
 from jarvis_rules.execution.process import LOG
 from jarvis_rules.execution.resources import ResourceGate
-from jarvis_rules.execution.sandbox import Sandbox, choose_sandbox
 from jarvis_rules.execution.store import BlobMissingError, Store
-from jarvis_rules.execution.tool_run import (
-    collect_outputs,
-    copy_source,
-    link_blob,
-    run_tool,
-)
-from jarvis_rules.formats.archive import open_archive
+
+# What only running an action needs is imported there: most builds have little or nothing to run.
+if TYPE_CHECKING:
+    from jarvis_rules.execution.sandbox import Sandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +101,8 @@ class Executor:
     def sandbox(self) -> Sandbox:
         """The sandbox that tools run in, chosen when the first one does: trying takes a moment."""
         if self._sandbox is None:
+            from jarvis_rules.execution.sandbox import choose_sandbox
+
             self._sandbox = choose_sandbox()
             if self._sandbox.warning is not None:
                 self.events.receive(Notice(self._sandbox.warning))
@@ -291,6 +288,8 @@ class Executor:
 
     def _resolve_member(self, path: Path, member: str) -> Digest:
         """Return the digest that the archive's manifest gives, with the member in the store."""
+        from jarvis_rules.formats.archive import open_archive
+
         with open_archive(path) as archive:
             digest = archive.digest(member)
             if not self.store.has(digest):
@@ -310,6 +309,8 @@ class Executor:
     def _execute(
         self, spec: ActionSpec, action: Action, key: Digest, resolved: _Resolved
     ) -> ActionResult:
+        from jarvis_rules.execution.tool_run import collect_outputs, run_tool
+
         with self._gate.hold(spec.resources), self.store.scratch() as folder:
             self.events.receive(ActionStarted(spec.mnemonic, spec.target))
             start = time.monotonic()
@@ -352,6 +353,8 @@ class Executor:
             )
 
     def _stage(self, spec: ActionSpec, resolved: _Resolved, folder: Path) -> None:
+        from jarvis_rules.execution.tool_run import copy_source
+
         (folder / OUTPUTS).mkdir()
         (folder / INPUTS).mkdir()
         (folder / REQUEST).write_bytes(spec.request_bytes())
@@ -370,6 +373,8 @@ class Executor:
                 self._stage_blob(spec.inputs.get(name), digest, target)
 
     def _stage_blob(self, source: Input | None, digest: Digest, target: Path) -> None:
+        from jarvis_rules.execution.tool_run import link_blob
+
         try:
             self.store.verify(digest)
         except BlobMissingError:
@@ -478,6 +483,8 @@ def _not_cached(spec: ActionSpec, action: Action, destination: Destination | Non
     reason = "it was never made here"
     if destination is not None and destination.record is not None:
         with contextlib.suppress(OSError, ValueError, KeyError):
+            from jarvis_rules.execution.action_difference import differences
+
             before = json.loads(destination.record.read_bytes())
             after = _action_record(spec, action, action.key(), {}, {})
             changes = [change.render() for change in differences(before, after)]

@@ -74,6 +74,14 @@ def lock_tree(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             print(f"another build holds {folder}, waiting", file=sys.stderr)  # noqa: T201
             fcntl.flock(handle, fcntl.LOCK_EX)
-        for left in folder.rglob(f".*{UNFINISHED}"):
-            left.unlink(missing_ok=True)
-        yield
+        handle.seek(0)
+        if handle.read(1):
+            for left in folder.rglob(f".*{UNFINISHED}"):
+                left.unlink(missing_ok=True)
+        # What stands in the lock file tells the next build that this one was killed.
+        handle.write("building\n")
+        handle.flush()
+        try:
+            yield
+        finally:
+            handle.truncate(0)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.formats.archive import Archive
 from jarvis_rules.formats.schema import validate
+
+if TYPE_CHECKING:
+    from jarvis_rules.formats.archive import Archive
 
 PIPELINE_MEMBER = "pipeline.json"
 PIPELINE_NODE = "pipeline"

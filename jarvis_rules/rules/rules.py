@@ -30,7 +30,6 @@ from jarvis_rules.rules.providers import (
     PipelineInfo,
     RepositoryInfo,
 )
-from jarvis_rules.triton.repository import carried_modules
 
 ENGINE = "onnxruntime"
 
@@ -139,7 +138,6 @@ def assemble_repository(
     `engines` is what `build_engines` declared, or its result where that lies in the store alone.
     """
     kind = find_pipeline(pipeline.kind)
-    runtime = {name for backend in kind.backends for name in carried_modules(backend)}
     inputs: dict[str, Input] = {"pipeline.jmir": FileInput(pipeline.jmir)}
     sources = [pipeline.jmir]
     if isinstance(engines, EnginesInfo):
@@ -164,7 +162,7 @@ def assemble_repository(
             "repository_assemble",
             (
                 f"jarvis_rules.engines.{ENGINE}",
-                *(f"jarvis_rules.runtime.{name}" for name in sorted(runtime)),
+                *(f"jarvis_rules.runtime.{name}" for name in kind.backends),
             ),
         ),
         target=f"{pipeline.name}[{gpu.name}]",

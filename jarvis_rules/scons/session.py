@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -33,9 +34,11 @@ class Session:
         self.check_determinism = check_determinism
         self.console = Console()
         self.pipelines: dict[str, PipelineInfo] = {}
-        self._declared: dict[Path, tuple[DeclaredAction, Any]] = {}
+        self.aliases: dict[str, Any] = {}
+        self._declared: dict[str, tuple[DeclaredAction, Any]] = {}
         self._served: dict[str, str] = {}
-        self._intact: dict[Path, bool] = {}
+        self._signatures: dict[str, str] = {}
+        self._standing: dict[str, bool] = {}
         self._noted: set[str] = set()
         self._environments: dict[int, tuple[Any, Any]] = {}
         self._executor: Executor | None = None
@@ -109,7 +112,7 @@ class Session:
 
         UsageError where another action makes the same file.
         """
-        target = action.destination.file
+        target = str(action.destination.file)
         if target not in self._declared:
             return None
         known, nodes = self._declared[target]
@@ -124,7 +127,12 @@ class Session:
 
     def declare(self, action: DeclaredAction, nodes: Any) -> None:
         """Remember an action and the nodes that SCons has for it."""
-        self._declared[action.destination.file] = action, nodes
+        self._declared[str(action.destination.file)] = action, nodes
+
+    def node(self, path: Path) -> Any:
+        """Return the node of a file that an action makes, else None."""
+        declared = self._declared.get(str(path))
+        return None if declared is None else declared[1][0]
 
     def declare_models(self, pipeline: str, models: Sequence[str]) -> None:
         """Claim the Triton model names of a pipeline; UsageError where another one has them."""
@@ -146,35 +154,32 @@ class Session:
         The signature is set before anything is returned: SCons would otherwise store none and
         build once more the next time.
         """
-        with contextlib.suppress(OSError):
-            digest = self.executor.digests.xxh3(Path(dependency.get_abspath()))
-            dependency.get_ninfo().csig = f"xxh3:{digest}"
+        path = dependency.get_abspath()
+        # SCons asks twice, and by then whatever makes the dependency has run.
+        if path not in self._signatures:
+            with contextlib.suppress(OSError):
+                self._signatures[path] = f"xxh3:{self.executor.digests.xxh3(path)}"
+        if path in self._signatures:
+            dependency.get_ninfo().csig = self._signatures[path]
         current = dependency.get_csig()
-        if self.check_determinism or not self._is_intact(Path(target.get_internal_path())):
-            return True
-        built = target.get_stored_info().ninfo
-        status = Path(target.get_internal_path()).stat()
-        # Somebody else, with the same output folder, has made it of something else since.
-        if (getattr(built, "size", None), getattr(built, "timestamp", None)) != (
-            status.st_size,
-            int(status.st_mtime),
-        ):
+        if self.check_determinism or not self._stands(target):
             return True
         return bool(getattr(previous, "csig", None) != current)
 
-    def _is_intact(self, target: Path) -> bool:
-        if target not in self._intact:
-            action, _ = self._declared[target]
-            self._intact[target] = is_intact(
-                self.executor.digests, action.spec.output, action.destination
-            )
-        return self._intact[target]
+    def _stands(self, target: Any) -> bool:
+        """Return whether `target` and all that goes with it is as the last build left it."""
+        path = target.get_internal_path()
+        if path not in self._standing:
+            action, _ = self._declared[path]
+            intact = is_intact(self.executor.digests, action.spec.output, action.destination)
+            self._standing[path] = intact and _is_as_stored(target)
+        return self._standing[path]
 
     # Execution
 
     def run(self, target: Any) -> None:
         """Run the action that makes `target`; BuildError, which SCons reports, where it fails."""
-        action, _ = self._declared[Path(target.get_internal_path())]
+        action, _ = self._declared[target.get_internal_path()]
         try:
             self.executor.run(action.spec, action.destination)
         except JarvisError as error:
@@ -194,3 +199,14 @@ class Session:
                 if name not in self.pipelines:
                     self.console.note(f"removing `{name}`: no pipeline of that name is declared")
                     remove_pipeline(models, name)
+
+
+def _is_as_stored(target: Any) -> bool:
+    """Return whether the file is the one that SCons has signed.
+
+    Somebody else, with the same output folder, may have made it of something else since.
+    """
+    built = target.get_stored_info().ninfo
+    status = os.stat(target.get_internal_path())  # noqa: PTH116  (for every target)
+    known = getattr(built, "size", None), getattr(built, "timestamp", None)
+    return known == (status.st_size, int(status.st_mtime))

@@ -5,16 +5,14 @@ The runtime modules travel as files, so a stock Triton container serves the repo
 
 from __future__ import annotations
 
-import ast
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.errors import IntegrityError, JarvisBug
-from jarvis_rules.formats.archive import Archive
 from jarvis_rules.formats.jmir import Module, Pipeline
 from jarvis_rules.triton.model_config import (
     backend_config,
@@ -22,6 +20,9 @@ from jarvis_rules.triton.model_config import (
     ensemble_config,
     render_config,
 )
+
+if TYPE_CHECKING:
+    from jarvis_rules.formats.archive import Archive
 
 VERSION = "1"
 _RUNTIME = Path(__file__).parent.parent / "runtime"
@@ -159,6 +160,8 @@ def carried_modules(backend: str) -> tuple[str, ...]:
 
 
 def _relative_imports(module: str) -> list[str]:
+    import ast
+
     path = _RUNTIME / f"{module}.py"
     if not path.is_file():
         raise JarvisBug(f"no runtime module {module}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from jarvis_rules.core.action import ActionResult, Output
 from jarvis_rules.core.digest import digest_bytes
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.execution import delivery
+from jarvis_rules.execution import delivery, file_digests
 from jarvis_rules.execution.delivery import (
     Destination,
     deliver,
@@ -191,6 +192,45 @@ DAMAGE = [
     edited_manifest,
     removed_manifest,
 ]
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """A minute has passed since the last delivery: what is found right is remembered."""
+    now = time.time_ns() + 60_000_000_000
+    monkeypatch.setattr(file_digests.time, "time_ns", lambda: now)
+
+
+@pytest.mark.usefixtures("settled")
+def test_an_intact_delivery_is_looked_into_once(put, out, digests, monkeypatch):
+    put(MODELS)
+    assert is_intact(digests, TREE, out)
+    monkeypatch.setattr(digests, "matches", lambda *_: pytest.fail("looked into again"))
+    monkeypatch.setattr(delivery, "_strays", lambda *_: pytest.fail("looked into again"))
+    assert is_intact(digests, TREE, out)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_to_what_is_remembered_is_seen(put, out, digests, damage):
+    put(MODELS)
+    assert is_intact(digests, TREE, out)
+    damage(out.tree)
+    assert not is_intact(digests, TREE, out)
+
+
+@pytest.mark.usefixtures("settled")
+def test_another_record_is_not_what_was_remembered(put, out, digests):
+    put(MODELS)
+    assert is_intact(digests, TREE, out)
+    out.record.write_text('{"outputs": {}}')
+    assert not is_intact(digests, TREE, out)
+
+
+def test_what_could_still_change_unseen_is_not_remembered(put, out, digests):
+    put(MODELS)
+    assert is_intact(digests, TREE, out)
+    assert not digests.is_unchanged(out.record / "models")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -253,7 +253,7 @@ def finish(monkeypatch, meanwhile):
         (folder / "log.txt").touch()
         (folder / "outputs" / "out").touch()
 
-    monkeypatch.setattr("jarvis_rules.execution.executor.run_tool", run)
+    monkeypatch.setattr("jarvis_rules.execution.tool_run.run_tool", run)
 
 
 @pytest.mark.parametrize(

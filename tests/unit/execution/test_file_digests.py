@@ -15,7 +15,7 @@ import pytest
 from jarvis_rules.core.digest import digest_bytes, digest_file
 from jarvis_rules.errors import ToolchainError
 from jarvis_rules.execution import file_digests
-from jarvis_rules.execution.file_digests import FileDigests, FileStamp
+from jarvis_rules.execution.file_digests import FileDigests, FileStamp, stamp_entries
 
 SECOND = 1_000_000_000
 
@@ -135,7 +135,27 @@ def test_racy(monkeypatch, mtime, ctime, age, racy):
         st_mode=stat.S_IFREG, st_size=1, st_mtime_ns=mtime, st_ctime_ns=ctime, st_ino=2**64 - 1
     )
     monkeypatch.setattr(file_digests.time, "time_ns", lambda: ctime + age)
-    assert FileStamp.of(SimpleNamespace(stat=lambda: status)).racy is racy
+    assert FileStamp.of_status(status).racy is racy
+
+
+@pytest.mark.usefixtures("later")
+def test_a_set_that_was_found_right_is_remembered_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    odd = Path(os.fsdecode(b"folder/\xff \n"))
+    odd.touch()
+    memo = FileDigests(tmp_path / "db.sqlite")
+    memo.remember_set(Path("set"), stamp_entries([odd], [Path("folder")]))
+    memo.close()
+    monkeypatch.chdir("/")
+    memo = FileDigests(tmp_path / "db.sqlite")
+    assert memo.is_unchanged(tmp_path / "set")
+    memo.preload(tmp_path)
+    assert memo.is_unchanged(tmp_path / "set")
+    assert not memo.is_unchanged(tmp_path / "other")
+    (tmp_path / "folder" / "new").touch()
+    assert not memo.is_unchanged(tmp_path / "set")
+    memo.close()
 
 
 def test_any_inode_and_time_can_be_kept(digests, file, monkeypatch, reads):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jarvis_rules.errors import ToolchainError, UsageError
 from jarvis_rules.execution.store import UNFINISHED
 from jarvis_rules.execution.workspace import lock_tree, open_executor
+
+HOLD = (
+    "import sys; from pathlib import Path;"
+    "from jarvis_rules.execution.workspace import lock_tree;"
+    "c = lock_tree(Path(sys.argv[1])); c.__enter__(); print('held', flush=True);"
+    "sys.stdin.read()"
+)
 
 
 def test_an_executor_leaves_its_cache_tidy(tmp_path, monkeypatch):
@@ -39,19 +48,31 @@ def test_what_a_killed_build_left_is_removed(tmp_path):
     left.parent.mkdir(parents=True)
     left.touch()
     (tmp_path / "models" / "m" / "model.onnx").touch()
+    killed = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert killed.stdout.readline() == b"held\n"
+    killed.kill()
+    killed.communicate()
     with lock_tree(tmp_path):
         assert sorted(os.listdir(left.parent)) == ["model.onnx"]  # noqa: PTH208
 
 
+def test_a_build_that_ended_leaves_nothing_to_look_for(tmp_path, monkeypatch):
+    with lock_tree(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_bytes() == b""
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("looked at every file"))
+    with lock_tree(tmp_path), contextlib.suppress(KeyboardInterrupt):
+        raise KeyboardInterrupt
+    assert (tmp_path / ".lock").read_bytes() == b""
+
+
 def test_a_second_build_waits_for_the_first(tmp_path):
-    code = (
-        "import sys; from pathlib import Path;"
-        "from jarvis_rules.execution.workspace import lock_tree;"
-        "c = lock_tree(Path(sys.argv[1])); c.__enter__(); print('held', flush=True)"
-    )
     with lock_tree(tmp_path):
         second = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
+            [sys.executable, "-c", HOLD, str(tmp_path)],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
