@@ -2,9 +2,12 @@
 
     python benchmarks/fault_trials.py kill --trials 200 --models 20
     python benchmarks/fault_trials.py flip --trials 500 --models 2
+    python benchmarks/fault_trials.py contend --trials 1 --models 100
 
-After each fault the next build must end with the very bytes of an undisturbed one. Prints the
-number of trials and of failures, and ends with 1 where there was one. Not a timed benchmark.
+After each fault the next build must end with the very bytes of an undisturbed one. `contend` has
+two checkouts build at once with one cache and eight jobs each: no action may run in both, and both
+must end with the same bytes. Prints the number of trials and of failures, and ends with 1 where
+there was one. Not a timed benchmark.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "projects"))
 
 from project_testing import HERE, MODEL, Project, change_one_weight
 
+from jarvis_rules.execution.execution_log import read_last_build
+
 DECLARATION = 'env.Pipeline("{name}", "speech_recognition", env.NemoModel("{name}.nemo"))\n'
+EXECUTION_LOG = "out/execution-log.jsonl"
 UNTOUCHED = (".lock", "execution-log.jsonl")
 
 
@@ -95,6 +101,40 @@ def flip_trials(project: Project, trials: int, chance: random.Random) -> int:
     return failures
 
 
+def contend_trials(project: Project, trials: int, chance: random.Random) -> int:
+    """Build two checkouts at once with one cache; every action key must be executed once."""
+    failures = 0
+    for trial in range(trials):
+        shutil.rmtree(project.cache, ignore_errors=True)
+        twins = []
+        for name in ("one", "two"):
+            folder = project.folder.with_name(f"{name}-{trial}")
+            shutil.copytree(project.folder, folder)
+            twins.append(Project(folder, project.cache))
+        running = []
+        for twin in twins:
+            running.append(
+                subprocess.Popen(
+                    twin.command("-j8"),
+                    cwd=twin.folder,
+                    env=twin.variables(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            time.sleep(chance.uniform(0, 2))
+        codes = [process.wait() for process in running]
+        actions = [a for twin in twins for a in read_last_build(twin.folder / EXECUTION_LOG)]
+        executed = [action["key"] for action in actions if action["outcome"] == "executed"]
+        twice = len(executed) - len(set(executed))
+        same = twins[0].files() == twins[1].files()
+        print(f"contend {trial}: {len(actions)} actions, {len(executed)} executed")
+        if codes != [0, 0] or twice or not same:
+            print(f"FAILED: scons ended with {codes}, {twice} executed twice, equal: {same}")
+            failures += 1
+    return failures
+
+
 def check(project: Project, expected: dict[str, bytes], what: str) -> int:
     result = project.scons("-j2")
     if result.code == 0 and project.files() == expected:
@@ -105,13 +145,13 @@ def check(project: Project, expected: dict[str, bytes], what: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("fault", choices=("kill", "flip"))
+    parser.add_argument("fault", choices=("kill", "flip", "contend"))
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--models", type=int, default=5)
     parser.add_argument("--seed", type=int, default=20211122)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)  # noqa: S311  (trials, not secrets)
-    run = {"kill": kill_trials, "flip": flip_trials}[arguments.fault]
+    run = {"kill": kill_trials, "flip": flip_trials, "contend": contend_trials}[arguments.fault]
     with tempfile.TemporaryDirectory() as name:
         project = make_project(Path(name), arguments.models)
         start = time.monotonic()

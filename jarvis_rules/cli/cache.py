@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from typing import Any
 
-from jarvis_rules.errors import EXIT_INTEGRITY, EXIT_OK, UsageError
+from jarvis_rules.errors import EXIT_INTEGRITY, EXIT_OK
 
 EPILOG = """\
 examples:
@@ -16,7 +15,6 @@ examples:
   jarvis-rules cache verify --format json
   JARVIS_CACHE=/shared/cache jarvis-rules cache clear
 """
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -42,32 +40,18 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run, parser=parser)
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes of `500M`, `20G` or a plain number; UsageError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UsageError(
-            f"expected a size such as 500M or 20G, got `{text}`",
-            slug="cache.size",
-            hint="units are K, M, G and T, in powers of 1024",
-        )
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Do what the verb says and print the outcome; return 0, or 3 where something was damaged."""
-    import os
-
     from jarvis_rules.core.cache_directory import cache_directory
     from jarvis_rules.execution import collection
-    from jarvis_rules.execution.workspace import DEFAULT_MAX_SIZE, MAX_SIZE_VARIABLE
 
     root = cache_directory()
     document: dict[str, Any] = {"cache": str(root)}
     code = EXIT_OK
     if arguments.verb == "gc":
-        limit = arguments.max_size or os.environ.get(MAX_SIZE_VARIABLE) or DEFAULT_MAX_SIZE
-        collected = collection.collect(root, parse_size(limit))
+        given = arguments.max_size
+        limit = collection.parse_size(given) if given else collection.max_size()
+        collected = collection.collect(root, limit)
         document |= {
             "removed_results": collected.results,
             "removed_blobs": collected.blobs,

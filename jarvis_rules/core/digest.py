@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import xxhash
 
 CHUNK = 1 << 20
+_LARGE_CHUNK = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -37,6 +38,30 @@ class Digest:
         return f"{self.sha256}/{self.size}"
 
 
+class Sink(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take `data` in."""
+
+
+class DigestWriter:
+    """A stream that keeps nothing of what is written to it but its digest."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Take `data` in."""
+        self._state.update(data)
+        self._size += len(data)
+
+    def digest(self) -> Digest:
+        """Return the digest of all that was written."""
+        return Digest(self._state.hexdigest(), self._size)
+
+
 def digest_bytes(data: bytes) -> Digest:
     """Return the digest of `data`."""
     return Digest(hashlib.sha256(data).hexdigest(), len(data))
@@ -57,6 +82,25 @@ def digest_file(path: Path) -> Digest:
     """Return the digest of the file at `path`; OSError where it cannot be read."""
     with path.open("rb") as stream:
         return digest_stream(stream)
+
+
+def digest_large_file(path: Path) -> tuple[Digest, str]:
+    """Return the SHA-256 digest and the xxh3-128 hex of a file that is read once, in two threads.
+
+    SHA-256 of one chunk is computed while the next one is read. OSError where it cannot be read.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    slow, fast, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+    with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as worker:
+        pending = None
+        while chunk := stream.read(_LARGE_CHUNK):
+            fast.update(chunk)
+            size += len(chunk)
+            if pending is not None:
+                pending.result()
+            pending = worker.submit(slow.update, chunk)
+    return Digest(slow.hexdigest(), size), fast.hexdigest()
 
 
 def xxh3_file(path: Path) -> str:

@@ -7,6 +7,9 @@ result names. A build that loses a blob to it finds a miss and makes it again, s
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +19,12 @@ from typing import Any
 
 from jarvis_rules.core.action import ActionResult
 from jarvis_rules.core.digest import Digest, digest_file
-from jarvis_rules.execution.store import load_result
+from jarvis_rules.errors import UsageError
+from jarvis_rules.execution.store import is_shared, load_result
+
+DEFAULT_MAX_SIZE = "20G"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_MARK = "collected"
 
 # A blob that was stored so recently may belong to an action that is still running.
 GRACE_SECONDS = 3600.0
@@ -52,6 +60,41 @@ class Verified:
     blobs: int
     results: int
     damaged: tuple[str, ...]
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `500M`, `20G` or a plain number; UsageError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(
+            f"expected a size such as 500M or 20G, got `{text}`",
+            slug="cache.size",
+            hint="units are K, M, G and T, in powers of 1024",
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def max_size() -> int:
+    """Return how many bytes of blobs the user wants to keep; UsageError for a bad size."""
+    return parse_size(os.environ.get("JARVIS_CACHE_MAX_SIZE") or DEFAULT_MAX_SIZE)
+
+
+def collect_if_due(root: Path, max_bytes: int) -> Collected | None:
+    """Collect, unless that was done within `GRACE_SECONDS` or is being done; None then."""
+    mark = root / _MARK
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - mark.stat().st_mtime < GRACE_SECONDS:
+            return None
+    with mark.open("a") as handle:
+        if is_shared(root) and mark.stat().st_uid == os.getuid():
+            mark.chmod(0o664)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        collected = collect(root, max_bytes)
+        os.utime(mark)
+    return collected
 
 
 def measure(root: Path) -> CacheSize:

@@ -339,7 +339,7 @@ class Executor:
     ) -> None:
         """Keep the log and the record of an action that failed, and tell how to replay it."""
         logs = self.store.root / "logs"
-        logs.mkdir(exist_ok=True)
+        self.store.make_folder(logs)
         name = f"{spec.mnemonic}-{key.sha256[:16]}"
         record = logs / f"{name}.action.json"
         record.write_bytes(dump_readable_json(_action_record(spec, action, key, {}, sources)))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jarvis_rules.core.digest import Digest, digest_file, xxh3_file
+from jarvis_rules.core.digest import Digest, digest_file, digest_large_file, xxh3_file
 from jarvis_rules.errors import ToolchainError
 
 _SCHEMA = """
@@ -34,6 +34,8 @@ create table if not exists sets (path blob primary key, stamps blob not null) wi
 # The kernel's timer tick is at most 10 ms; some file systems keep whole seconds, FAT even two.
 _TICK_NS, _COARSE_TICK_NS = 20_000_000, 2_000_000_000
 _SECOND_NS = 1_000_000_000
+# Both digests of a file this large are computed when one is asked for: most need the other too.
+_LARGE = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ class FileDigests:
         known = self._recall(path, stamp, "sha256")
         if known is not None:
             return Digest(known, stamp.size)
+        if stamp.size >= _LARGE:
+            return self._digest_large(path, stamp)[0]
         digest = digest_file(path)
         if not stamp.racy and FileStamp.of(path) == stamp:
             self._remember(path, stamp, "sha256", digest.sha256)
@@ -130,10 +134,19 @@ class FileDigests:
         known = self._recall(path, stamp, "xxh3")
         if known is not None:
             return known
+        if stamp.size >= _LARGE:
+            return self._digest_large(Path(path), stamp)[1]
         digest = xxh3_file(Path(path))
         if not stamp.racy and FileStamp.of(path) == stamp:
             self._remember(path, stamp, "xxh3", digest)
         return digest
+
+    def _digest_large(self, path: Path, stamp: FileStamp) -> tuple[Digest, str]:
+        digest, xxh3 = digest_large_file(path)
+        if not stamp.racy and FileStamp.of(path) == stamp:
+            self._remember(path, stamp, "sha256", digest.sha256)
+            self._remember(path, stamp, "xxh3", xxh3)
+        return digest, xxh3
 
     def record(self, path: Path, digest: Digest, written: os.stat_result) -> None:
         """Remember what was just written to `path`, to spare reading it again.

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +50,12 @@ class Store:
         self._cas = root / "cas"
         self._ac = root / "ac"
         self._tmp = root / "tmp"
+        self.has_grown = False
         try:
-            for folder in (self._cas, self._ac, self._tmp):
-                folder.mkdir(parents=True, exist_ok=True)
+            root.mkdir(parents=True, exist_ok=True)
+            self._is_shared = is_shared(root)
+            for folder in (self._cas, self._ac, self._tmp, root / "toolchains"):
+                self.make_folder(folder)
             self._remove_abandoned()
             self._session = self._open_session()
         except OSError as error:
@@ -61,6 +65,13 @@ class Store:
                 where=str(root),
                 hint="set `JARVIS_CACHE` to a folder that you may write to",
             ) from None
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder of the store, for the group too where the store is the group's."""
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            if self._is_shared:
+                folder.chmod(0o2775)
 
     def _open_session(self) -> Path:
         """Make this process's scratch folder, marked as in use by a lock that dies with it."""
@@ -134,7 +145,8 @@ class Store:
 
     def _adopt(self, file: Path, digest: Digest) -> None:
         target = self.path(digest)
-        target.parent.mkdir(exist_ok=True)
+        self.make_folder(target.parent)
+        self.has_grown = True
         _sync(file)
         file.chmod(0o444)
         file.replace(target)
@@ -224,10 +236,12 @@ class Store:
                     where=str(self.root),
                 )
         path = self._ac / key.sha256[:2] / f"{key.sha256}.json"
-        path.parent.mkdir(exist_ok=True)
+        self.make_folder(path.parent)
         with self.scratch() as folder:
             file = folder / "result"
             file.write_bytes(dump_result(result, key))
+            # Whoever uses a result stamps it with the time.
+            file.chmod(0o664 if self._is_shared else 0o644)
             _sync(file)
             file.replace(path)
         return result
@@ -239,14 +253,22 @@ class Store:
         Keys share a fixed number of lock files, so that none must ever be removed.
         """
         folder = self.root / "locks"
-        folder.mkdir(exist_ok=True)
-        with (folder / key.sha256[:_LOCK_DIGITS]).open("a") as handle:
+        self.make_folder(folder)
+        path = folder / key.sha256[:_LOCK_DIGITS]
+        with path.open("a") as handle:
+            if self._is_shared and path.stat().st_uid == os.getuid():
+                path.chmod(0o664)
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     def forget(self, key: Digest) -> None:
         """Remove the cached result of an action."""
         (self._ac / key.sha256[:2] / f"{key.sha256}.json").unlink(missing_ok=True)
+
+
+def is_shared(root: Path) -> bool:
+    """Return whether the folder of a store is its group's: several users build with it."""
+    return bool(root.stat().st_mode & stat.S_IWGRP)
 
 
 def dump_result(result: ActionResult, key: Digest) -> bytes:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from jarvis_rules.core.cache_directory import cache_directory
-from jarvis_rules.core.events import EventSink
+from jarvis_rules.core.events import EventSink, Notice
 from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.execution_log import ExecutionLog
 from jarvis_rules.execution.executor import Executor
 from jarvis_rules.execution.file_digests import FileDigests
 from jarvis_rules.execution.process import install_signal_handlers
-from jarvis_rules.execution.store import UNFINISHED, Store
+from jarvis_rules.execution.store import UNFINISHED, Store, is_shared
 
 MAX_SIZE_VARIABLE = "JARVIS_CACHE_MAX_SIZE"
-DEFAULT_MAX_SIZE = "20G"
 
 
 @contextlib.contextmanager
@@ -31,11 +31,17 @@ def open_executor(
 ) -> Iterator[Executor]:
     """Yield an executor over the user's cache directory (`JARVIS_CACHE`, else XDG's).
 
-    Ctrl-C and SIGTERM end the tools that it runs. UsageError, ToolchainError: `JARVIS_SANDBOX`
-    asks for what is unknown or impossible here, or the cache directory cannot be used.
+    Ctrl-C and SIGTERM end the tools that it runs. A cache that has grown is shrunk to the user's
+    cap in the end. UsageError, ToolchainError: `JARVIS_SANDBOX` or `JARVIS_CACHE_MAX_SIZE` asks for
+    what is unknown or impossible here, or the cache directory cannot be used.
     """
+    if os.environ.get(MAX_SIZE_VARIABLE):
+        from jarvis_rules.execution.collection import max_size
+
+        max_size()  # a bad one is told before an hour of building, not after
     root = cache_directory()
-    store, digests = Store(root), FileDigests(root / "file-digests.sqlite")
+    store = Store(root)
+    digests = FileDigests(_database(root))
     install_signal_handlers()
     try:
         yield Executor(
@@ -46,9 +52,34 @@ def open_executor(
             require_cached=require_cached,
             check_determinism=check_determinism,
         )
+        if store.has_grown:
+            _collect(root, events)
     finally:
         digests.close()
         store.close()
+
+
+def _collect(root: Path, events: EventSink | None) -> None:
+    from jarvis_rules.execution.collection import collect_if_due, max_size
+
+    # Of a cache that several share, others' files may be out of reach.
+    with contextlib.suppress(OSError):
+        collected = collect_if_due(root, max_size())
+        if collected is not None and collected.results and events is not None:
+            size = f"{collected.blob_bytes / (1 << 20):.0f} MiB"
+            events.receive(
+                Notice(
+                    f"cache: removed {collected.results} results, {size}, that were not used for "
+                    f"longest ({MAX_SIZE_VARIABLE}, see `jarvis-rules cache --help`)"
+                )
+            )
+
+
+def _database(root: Path) -> Path:
+    """Return the database of file digests: everyone's own, where several share the cache."""
+    return root / (
+        f"file-digests-{os.getuid()}.sqlite" if is_shared(root) else "file-digests.sqlite"
+    )
 
 
 @contextlib.contextmanager

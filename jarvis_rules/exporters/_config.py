@@ -41,12 +41,16 @@ def neutral(name: str, *values: object, reason: str = "") -> tuple[Key, ...]:
     return (Key(name, "neutral", reason, values),)
 
 
+def shorten(value: object) -> str:
+    """Return `value` as Python writes it, in at most 80 characters."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
 def refuse(key: str, value: object, understood: str) -> NoReturn:
     """Raise JarvisError `export.unsupported-config` naming key, value and what is understood."""
-    shown = _SHORT.repr(value)
-    shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
     raise JarvisError(
-        f"the configuration has `{key}: {shown}`; understood is {understood}",
+        f"the configuration has `{key}: {shorten(value)}`; understood is {understood}",
         slug="export.unsupported-config",
         hint="another value would change the results of the model, so it is not exported",
     )
@@ -55,7 +59,7 @@ def refuse(key: str, value: object, understood: str) -> NoReturn:
 def refuse_contradiction(key: str, value: object, other: str, expected: object) -> NoReturn:
     """Raise JarvisError `export.contradicting-config`: two places disagree about one fact."""
     raise JarvisError(
-        f"the configuration has `{key}: {_SHORT.repr(value)}`, but {other} says {expected!r}",
+        f"the configuration has `{key}: {shorten(value)}`, but {other} says {shorten(expected)}",
         slug="export.contradicting-config",
         hint="correct `model_config.yaml`, or save the model again with NeMo",
     )
@@ -138,6 +142,37 @@ class Section:
         if not isinstance(value, str) or value not in choices:
             refuse(self.at(key), value, "one of " + ", ".join(f"`{c}`" for c in choices))
         return value
+
+
+def check_model_keys(model: Section, keys: Sequence[Key]) -> None:
+    """Check `keys` as `Section.check` does, and refuse any other key that builds a module.
+
+    NeMo builds modules by `_target_` alone. Everything else at this level is a variable for the
+    keys below (`repeat`, `separable`, `model_defaults` …) or a setting of the trainer, and
+    projects add their own.
+    """
+    names = {key.name for key in keys}
+    Section("", {name: v for name, v in model.values.items() if name in names}).check(keys)
+    for name, value in model.values.items():
+        if name not in names and _builds_module(value):
+            refuse(str(name), value, "no further module")
+
+
+def _builds_module(value: object) -> bool:
+    # Iterative, and each object once: YAML aliases make deep values that are cheap to write.
+    waiting, seen = [value], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            if "_target_" in value:
+                return True
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+    return False
 
 
 def _same(a: object, b: object) -> bool:

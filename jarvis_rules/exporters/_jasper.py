@@ -1,6 +1,6 @@
-"""The convolutional encoder of QuartzNet and Jasper: its configuration and its part of the graph.
+"""The convolutional encoder of QuartzNet, Jasper, Citrinet and MatchboxNet: its part of the graph.
 
-Semantics: NeMo 1.23 ConvASREncoder, JasperBlock, MaskedConv1d.
+Semantics: NeMo 1.23 ConvASREncoder, JasperBlock, MaskedConv1d, GroupShuffle.
 """
 
 from __future__ import annotations
@@ -10,75 +10,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jarvis_rules.exporters._config import LARGEST, Key, Section, ignored, neutral, refuse, used
+from jarvis_rules.exporters._config import refuse
+from jarvis_rules.exporters._group_norm import add_group_norm
+from jarvis_rules.exporters._jasper_config import Block, Conv, Encoder
+from jarvis_rules.exporters._squeeze_excite import add_squeeze_excite
 from jarvis_rules.exporters._weights import require_finite, take_float32, take_weight
 from jarvis_rules.onnx_graph.folding import fold_batch_norm
-from jarvis_rules.onnx_graph.graph import ACTIVATIONS, Graph, Value
+from jarvis_rules.onnx_graph.graph import Graph, Value
 
-TARGETS = (
-    "nemo.collections.asr.modules.ConvASREncoder",
-    "nemo.collections.asr.modules.conv_asr.ConvASREncoder",
-)
-ENCODER_KEYS: tuple[Key, ...] = (
-    *used("_target_", "jasper", "activation", "feat_in", "residual_mode", "conv_mask"),
-    *ignored("initial weights, training only", "init_mode"),
-    *ignored("read for `normalization_mode: group` only", "norm_groups"),
-    *neutral("normalization_mode", "batch", reason="other norms depend on the whole item"),
-    *neutral("frame_splicing", 1, reason="stacked frames are not served"),
-    *neutral("quantize", False, reason="needs the scales of pytorch-quantization"),
-)
-BLOCK_KEYS: tuple[Key, ...] = (
-    *used("filters", "repeat", "kernel", "kernel_size_factor", "stride", "stride_last"),
-    *used("dilation", "residual", "residual_dense", "residual_mode", "separable"),
-    *used("future_context"),
-    *ignored("training only", "dropout"),
-    *ignored("read for `se: true` only", "se_reduction_ratio", "se_context_size"),
-    *ignored("read for `se: true` only", "se_interpolation_mode"),
-    *neutral("se", False, reason="squeeze-excite belongs to Citrinet"),
-    *neutral("groups", 1, reason="grouped convolutions are shuffled"),
-    *neutral("heads", -1, reason="convolution heads share their weights"),
-)
 _BATCH_NORM_EPS = 1e-3  # JasperBlock's own, not torch's 1e-5
-
-
-@dataclass(frozen=True, slots=True)
-class Conv:
-    """Geometry of a convolution over time; `pads` are frames at the left and right."""
-
-    kernel: int = 1
-    stride: int = 1
-    dilation: int = 1
-    pads: tuple[int, int] = (0, 0)
-
-    @property
-    def lost(self) -> int:
-        """Frames by which the output is shorter than the input at stride 1."""
-        return self.dilation * (self.kernel - 1) - sum(self.pads)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One entry of `encoder.jasper` with NeMo's defaults filled in."""
-
-    where: str
-    filters: int
-    repeat: int
-    conv: Conv
-    stride_last: bool
-    separable: bool
-    residual: bool
-    dense: bool
-    residual_mode: str
-
-
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """The understood configuration of a ConvASREncoder."""
-
-    features: int
-    activation: str
-    conv_mask: bool
-    blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,39 +33,25 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """The graph in the making; `masked`: frames beyond the lengths are zeroed."""
+    """The graph in the making; without `batch_invariant`, padding leaks as it does in NeMo."""
 
     graph: Graph
     weights: Mapping[str, np.ndarray]
     encoder: Encoder
-    masked: bool
+    batch_invariant: bool = True
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether convolutions see zeros beyond the lengths, and lengths follow the strides."""
+        return self.encoder.conv_mask or self.batch_invariant
 
-def read_encoder(section: Section) -> Encoder:
-    """Return the configuration of the encoder; JarvisError `export.unsupported-config`."""
-    section.choice("_target_", TARGETS)
-    section.check(ENCODER_KEYS)
-    conv_mask = section.boolean("conv_mask", True)
-    entries = section.values.get("jasper")
-    if not isinstance(entries, list | tuple) or not entries:
-        refuse(section.at("jasper"), entries, "a list of blocks")
-    # NeMo reassigns its default while it loops: a block's mode holds for all later ones.
-    mode = _read_residual_mode(section, "add")
-    blocks = []
-    for i, entry in enumerate(entries):
-        where = f"{section.at('jasper')}[{i}]"
-        if not isinstance(entry, Mapping):
-            refuse(where, entry, "a mapping")
-        block = Section(where, entry)
-        block.check(BLOCK_KEYS)
-        mode = _read_residual_mode(block, mode)
-        blocks.append(_read_block(block, mode, conv_mask))
-    return Encoder(
-        features=section.integer("feat_in", minimum=1),
-        activation=section.choice("activation", tuple(ACTIVATIONS)),
-        conv_mask=conv_mask,
-        blocks=tuple(blocks),
-    )
+    def mask(self, x: Signal) -> Value:
+        """Return float32 [batch, 1, time]: 1 on the frames within the lengths of `x`."""
+        if self.is_masked:
+            return self.graph.mask(x.lengths, x.value)
+        # Here one length tensor meets several time axes.
+        valid = self.graph.valid(x.lengths, x.value, 2)
+        return self.graph.cast(self.graph.unsqueeze(valid, 1), "float32")
 
 
 def add_encoder(b: Builder, x: Signal) -> Signal:
@@ -146,48 +72,6 @@ def add_encoder(b: Builder, x: Signal) -> Signal:
     return panes[-1]
 
 
-def _read_residual_mode(section: Section, default: str) -> str:
-    # NeMo takes every other word for `max`, which would hide a mistake.
-    return section.choice("residual_mode", ("add", "stride_add", "max"), default)
-
-
-def _read_block(section: Section, residual_mode: str, conv_mask: bool) -> Block:
-    return Block(
-        where=section.where,
-        filters=section.integer("filters", minimum=1),
-        repeat=section.integer("repeat", minimum=1),
-        conv=_read_conv(section, conv_mask),
-        stride_last=section.boolean("stride_last", False),
-        separable=section.boolean("separable", False),
-        residual=section.boolean("residual"),
-        dense=section.boolean("residual_dense", False),
-        residual_mode=residual_mode,
-    )
-
-
-def _read_conv(section: Section, conv_mask: bool) -> Conv:
-    scalar = isinstance(section.values.get("kernel"), int)
-    kernel = section.integer("kernel", minimum=1) if scalar else section.single("kernel")
-    scaled = kernel * section.number("kernel_size_factor", 1.0, above=0)
-    if scaled > LARGEST:
-        refuse(section.at("kernel_size_factor"), section.values["kernel_size_factor"], "a factor")
-    kernel = max(int(scaled), 1)
-    kernel += 1 - kernel % 2  # NeMo makes even kernels odd, at factor 1 too
-    stride, dilation = section.single("stride"), section.single("dilation")
-    if stride > 1 and dilation > 1:
-        refuse(section.at("dilation"), section.values["dilation"], f"`[1]` at stride {stride}")
-    half = dilation * (kernel - 1) // 2
-    future = section.integer("future_context", -1)
-    if not 0 <= future < kernel:
-        return Conv(kernel, stride, dilation, (half, half))
-    if dilation > 1:
-        # NeMo pads by `dilation - 1` frames too many here.
-        refuse(section.at("future_context"), future, f"`-1` at dilation {dilation}")
-    if not conv_mask:
-        refuse(section.at("future_context"), future, "`-1` with `conv_mask: false`")
-    return Conv(kernel, stride, dilation, (kernel - 1 - future, future))
-
-
 def _add_block(
     b: Builder, name: str, block: Block, panes: list[Signal], branches: list[int]
 ) -> Signal:
@@ -198,20 +82,34 @@ def _add_block(
         final = turn == block.repeat - 1
         conv = block.conv if final or not block.stride_last else replace(block.conv, stride=1)
         if block.separable:
-            out = _add_depthwise(b, f"{name}.mconv.{index}", conv, out)
+            out = _add_depthwise(b, f"{name}.mconv.{index}", block, conv, out)
             conv = Conv()
             index += 1
-        out = _add_conv_norm(b, f"{name}.mconv", index, out, conv=conv, filters=block.filters)
+        out = _add_conv_norm(b, f"{name}.mconv", index, out, block, conv, block.groups)
         index += 2
+        if block.groups > 1:
+            out = replace(out, value=_shuffle(b.graph, out, block.groups))
+            index += 1
         if not final:
             out = replace(out, value=b.graph.activate(out.value, b.encoder.activation))
             index += 2
+    if block.squeezed:
+        excited = add_squeeze_excite(
+            b.graph,
+            b.weights,
+            f"{name}.mconv.{index}",
+            out.value,
+            channels=out.channels,
+            squeezed=block.squeezed,
+            activation=b.encoder.activation,
+            mask=b.mask(out),
+        )
+        out = replace(out, value=excited)
     if block.residual:
         for k, channels in enumerate(branches):
             branch = _take_pane(block, panes, k, channels, out.stride)
             conv = Conv(stride=out.stride // branch.stride)
-            filters = block.filters
-            branch = _add_conv_norm(b, f"{name}.res.{k}", 0, branch, conv=conv, filters=filters)
+            branch = _add_conv_norm(b, f"{name}.res.{k}", 0, branch, block, conv)
             join = b.graph.maximum if block.residual_mode == "max" else b.graph.add
             out = replace(out, value=join(out.value, branch.value))
     return replace(out, value=b.graph.activate(out.value, b.encoder.activation))
@@ -234,33 +132,73 @@ def _take_pane(block: Block, panes: list[Signal], k: int, channels: int, stride:
     return panes[k]
 
 
-def _add_depthwise(b: Builder, name: str, conv: Conv, x: Signal) -> Signal:
+def _add_depthwise(b: Builder, name: str, block: Block, conv: Conv, x: Signal) -> Signal:
     key = f"{name}.conv.weight" if b.encoder.conv_mask else f"{name}.weight"
-    return _convolve(b, x, conv, take_float32(b.weights, key, (x.channels, 1, conv.kernel)))
+    heads = block.heads or x.channels
+    _require_divisor(block, "heads", heads, x.channels)
+    weight = take_float32(b.weights, key, (heads, 1, conv.kernel))
+    return _convolve(b, x, conv, np.tile(weight, (x.channels // heads, 1, 1)))
 
 
 def _add_conv_norm(
-    b: Builder, name: str, index: int, x: Signal, *, conv: Conv, filters: int
+    b: Builder, name: str, index: int, x: Signal, block: Block, conv: Conv, groups: int = 1
 ) -> Signal:
-    """Add convolution `index` of the list `name` with the batch norm behind it folded in."""
+    """Add convolution `index` of the list `name` and the norm behind it."""
     key = f"{name}.{index}.conv.weight" if b.encoder.conv_mask else f"{name}.{index}.weight"
     norm = f"{name}.{index + 1}"
+    for channels in (x.channels, block.filters):
+        _require_divisor(block, "groups", groups, channels)
+    shape = (block.filters, x.channels // groups, conv.kernel)
+    if b.encoder.norm == "batch":
+        return _convolve(b, x, conv, *_take_folded(b.weights, key, norm, shape))
+    out = _convolve(b, x, conv, take_float32(b.weights, key, shape))
+    norm_groups = out.channels if b.encoder.norm_groups == -1 else b.encoder.norm_groups
+    if out.channels % norm_groups:
+        refuse("encoder.norm_groups", norm_groups, f"a divisor of {out.channels} channels")
+    gain, shift = (
+        take_float32(b.weights, f"{norm}.{leaf}", (out.channels,)) for leaf in ("weight", "bias")
+    )
+    mask = b.mask(out) if b.batch_invariant else None
+    value = add_group_norm(
+        b.graph, out.value, groups=norm_groups, gain=gain, shift=shift, mask=mask
+    )
+    return replace(out, value=value)
+
+
+def _require_divisor(block: Block, key: str, number: int, channels: int) -> None:
+    if channels % number:
+        refuse(f"{block.where}.{key}", number, f"a divisor of {channels} channels")
+
+
+def _take_folded(
+    weights: Mapping[str, np.ndarray], key: str, norm: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight and bias of the convolution `key` with the batch norm `norm` folded in."""
     gain, shift, mean, variance = (
-        take_weight(b.weights, f"{norm}.{leaf}", (filters,))
+        take_weight(weights, f"{norm}.{leaf}", shape[:1])
         for leaf in ("weight", "bias", "running_mean", "running_var")
     )
-    weight, bias = fold_batch_norm(
-        take_weight(b.weights, key, (filters, x.channels, conv.kernel)),
+    folded = fold_batch_norm(
+        take_weight(weights, key, shape),
         gain=gain,
         shift=shift,
         mean=mean,
         variance=variance,
         eps=_BATCH_NORM_EPS,
     )
-    for folded in (weight, bias):
+    for array in folded:
         # A negative variance or a gain beyond float32 shows here only.
-        require_finite(f"`{key}` with the batch norm `{norm}`", folded)
-    return _convolve(b, x, conv, weight, bias)
+        require_finite(f"`{key}` with the batch norm `{norm}`", array)
+    return folded
+
+
+def _shuffle(graph: Graph, x: Signal, groups: int) -> Value:
+    """Return `x` with its channels interleaved: the first of every group, then then the second."""
+    batch, channels, time = x.value.shape
+    width = x.channels // groups
+    split = graph.reshape(x.value, (0, groups, width, -1), (batch, groups, width, time))
+    turned = graph.transpose(split, (0, 2, 1, 3))
+    return graph.reshape(turned, (0, x.channels, -1), (batch, channels, time))
 
 
 def _convolve(
@@ -268,8 +206,8 @@ def _convolve(
 ) -> Signal:
     """Add a convolution of the valid frames of `x`, with the lengths that come out of it."""
     value, lengths = x.value, x.lengths
-    if b.masked:
-        value = b.graph.mul(value, b.graph.mask(lengths, value))
+    if b.is_masked:
+        value = b.graph.mul(value, b.mask(x))
         lengths = _count_frames(b.graph, lengths, conv)
     value = b.graph.conv(
         value,

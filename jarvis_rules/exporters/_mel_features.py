@@ -40,8 +40,8 @@ def read_mel_features(section: Section) -> dict[str, Any]:
     section.choice("_target_", TARGETS)
     section.check(KEYS)
     rate = section.integer("sample_rate", 16000, 1)
-    window = _samples(section, "window_size", 0.02, rate)
-    stride = _samples(section, "window_stride", 0.01, rate)
+    window = read_samples(section, "window_size", 0.02, rate)
+    stride = read_samples(section, "window_stride", 0.01, rate)
     n_fft = section.values.get("n_fft") or 2 ** math.ceil(math.log2(window))
     if isinstance(n_fft, bool) or not isinstance(n_fft, int) or n_fft < window:
         refuse(section.at("n_fft"), n_fft, f"null or an integer of at least the window, {window}")
@@ -100,7 +100,7 @@ def dump_npy(array: np.ndarray) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + array.tobytes()
 
 
-def _samples(section: Section, key: str, default: float, rate: int) -> int:
+def read_samples(section: Section, key: str, default: float, rate: int) -> int:
     """Return a duration in samples, given in seconds (`key`) or in samples (`n_` + `key`)."""
     seconds, samples = section.values.get(key, default), section.values.get(f"n_{key}")
     if seconds and samples:

@@ -31,10 +31,7 @@ class SourceModel:
 
 @dataclass(frozen=True, slots=True)
 class ExportedModel:
-    """Graphs and assets by member name, and the facts (JSON-able) that serving needs.
-
-    Graphs refer to arrays of the source, which must stay readable until they are written.
-    """
+    """Graphs and assets by member name, and the facts (JSON-able) that serving needs."""
 
     family: str
     graphs: Mapping[str, Graph]

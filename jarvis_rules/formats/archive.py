@@ -13,7 +13,7 @@ import io
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node
 
 from jarvis_rules.core.canonical_json import dump_canonical_json
-from jarvis_rules.core.digest import CHUNK, Digest, digest_bytes, digest_file
+from jarvis_rules.core.digest import CHUNK, Digest, DigestWriter, Sink, digest_bytes, digest_file
 from jarvis_rules.errors import IntegrityError, JarvisBug
 from jarvis_rules.formats.schema import validate
 from jarvis_rules.formats.tar import TarArchive, open_tar, quoted
@@ -40,23 +40,34 @@ _GZIP_HEADER = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 255])
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member to write: its content is `data`, or the file at `path`."""
+    """A member to write: its content is `data`, the file at `path`, or what `write` writes.
+
+    `write` is called twice, since the digests of all members stand before the first.
+    """
 
     name: str
     role: str
     description: str
-    data: bytes | None = None
+    data: bytes = b""
     path: Path | None = None
+    write: Callable[[Sink], object] | None = None
+
+    def copy_to(self, sink: Sink) -> None:
+        """Write the content to `sink`."""
+        if self.write is not None:
+            self.write(sink)
+        elif self.path is not None:
+            with self.path.open("rb") as source:
+                while chunk := source.read(CHUNK):
+                    sink.write(chunk)
+        else:
+            sink.write(self.data)
 
     def digest(self) -> Digest:
         """Return the digest of the content."""
-        if self.path is not None:
-            return digest_file(self.path)
-        return digest_bytes(self.data or b"")
-
-    def open(self) -> BinaryIO:
-        """Return a stream of the content."""
-        return self.path.open("rb") if self.path is not None else io.BytesIO(self.data or b"")
+        writer = DigestWriter()
+        self.copy_to(writer)
+        return writer.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,7 @@ def write_archive(
     }
     validate(document, f"{kind}-manifest", str(path))
     manifest = Member(MANIFEST, "manifest", "", data=dump_yaml(document))
-    with path.open("wb") as out:
+    with path.open("wb", buffering=CHUNK) as out:
         stream = _StoredGzip(out)
         for member in (manifest, *ordered):
             digest = digests.get(member.name) or member.digest()
@@ -131,16 +142,13 @@ def _write_member(stream: _StoredGzip, member: Member, digest: Digest) -> None:
     info = tarfile.TarInfo(member.name)
     info.size, info.mode, info.mtime = digest.size, 0o644, 0
     stream.write(info.tobuf(format=tarfile.PAX_FORMAT, encoding="utf-8"))
-    written = 0
-    with member.open() as source:
-        while chunk := source.read(CHUNK):
-            stream.write(chunk)
-            written += len(chunk)
-    if written != digest.size:
+    before = stream.size
+    member.copy_to(stream)
+    if stream.size - before != digest.size:
         raise IntegrityError(
             f"member `{member.name}` changed while it was written", slug="archive.member-changed"
         )
-    stream.write(bytes(-written % tarfile.BLOCKSIZE))
+    stream.write(bytes(-digest.size % tarfile.BLOCKSIZE))
 
 
 def dump_yaml(document: Any) -> bytes:
@@ -212,32 +220,32 @@ class _StoredGzip:
     """Writes a gzip stream of stored deflate blocks, each as long as the format allows."""
 
     def __init__(self, out: BinaryIO) -> None:
+        self.size = 0
         self._out = out
         self._pending = bytearray()
         self._crc = 0
-        self._size = 0
         out.write(_GZIP_HEADER)
 
     def write(self, data: bytes) -> None:
         self._crc = zlib.crc32(data, self._crc)
-        self._size += len(data)
-        self._pending += data
-        full = len(self._pending) - len(self._pending) % _STORED_BLOCK
-        # The last block carries the final flag, so one full block is always held back.
-        if full == len(self._pending):
-            full -= _STORED_BLOCK
-        view = memoryview(bytes(self._pending[: max(full, 0)]))
-        for start in range(0, len(view), _STORED_BLOCK):
-            self._block(view[start : start + _STORED_BLOCK], final=False)
-        del self._pending[: len(view)]
+        self.size += len(data)
+        view, at = memoryview(data), 0
+        # The last block carries the final flag, so one is always held back.
+        while len(self._pending) + len(view) - at > _STORED_BLOCK:
+            end = at + _STORED_BLOCK - len(self._pending)
+            self._block(self._pending, view[at:end], final=False)
+            self._pending, at = bytearray(), end
+        self._pending += view[at:]
 
-    def _block(self, data: bytes | memoryview, final: bool) -> None:
-        self._out.write(struct.pack("<BHH", final, len(data), len(data) ^ 0xFFFF))
-        self._out.write(data)
+    def _block(self, *parts: bytearray | memoryview, final: bool) -> None:
+        size = sum(map(len, parts))
+        self._out.write(struct.pack("<BHH", final, size, size ^ 0xFFFF))
+        for part in parts:
+            self._out.write(part)
 
     def close(self) -> None:
-        self._block(bytes(self._pending), final=True)
-        self._out.write(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
+        self._block(self._pending, final=True)
+        self._out.write(struct.pack("<II", self._crc, self.size & 0xFFFFFFFF))
 
 
 class Archive:

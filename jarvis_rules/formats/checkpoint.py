@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.formats.tar import quoted
+from jarvis_rules.formats.tar import quoted, release_pages
 
 Array = npt.NDArray[Any]
 Bytes = bytes | memoryview
@@ -30,12 +30,13 @@ MAX_ENTRIES = 200_000
 MAX_INFLATED_SIZE = 1 << 30  # torch stores its entries; only a re-packed file is compressed
 MAX_RATIO = 32
 RATIO_GRACE = 1 << 20
+MAX_EXPANDED = 1 << 20  # values of a tensor that shows more than its storage has
 MAX_SHARING = 64  # tensors may share storages (tied weights), but not without end
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _REBUILD = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
-_PARAMETER = "torch._utils._rebuild_parameter"
+_PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _ORDERED_DICT = "collections.OrderedDict"
 _STORAGES = {
     "torch.DoubleStorage": "<f8",
@@ -49,7 +50,7 @@ _STORAGES = {
     "torch.ByteStorage": "<u1",
     "torch.BoolStorage": "<u1",
 }
-_KNOWN = {*_REBUILD, _PARAMETER, _ORDERED_DICT, *_STORAGES}
+_KNOWN = {*_REBUILD, *_PARAMETER, _ORDERED_DICT, *_STORAGES}
 
 _FETCH_AGAIN = "fetch the file again and compare its checksum with the publisher's"
 _SAVE_AGAIN = "save the plain state dict again with `torch.save(model.state_dict(), …)`"
@@ -64,13 +65,15 @@ _HINTS = {
 }
 
 
-def read_checkpoint(data: Bytes, where: str) -> dict[str, Array]:
+def read_checkpoint(data: Bytes, where: str) -> Mapping[str, Array]:
     """Return the state dict of a torch checkpoint: tensor name → read-only numpy array.
 
     Arrays keep torch's shape, order and dtype, little-endian; bfloat16 becomes float32. They are
-    views of `data` (which they keep alive), except bfloat16, bool and compressed entries. The
-    inner dict is returned of a Lightning checkpoint (`{"state_dict": …}`). The CRC-32 of every
-    entry that is used is verified.
+    made when they are looked up: views of `data` (which they keep alive), except bfloat16, bool,
+    big-endian and compressed entries. Where `data` is of a mapped file, each look-up gives back
+    the memory of what was read before, so that one tensor after the other can be read of a file
+    that is larger than the memory. The inner dict is returned of a Lightning checkpoint
+    (`{"state_dict": …}`). The CRC-32 of every entry that is used is verified, now.
     Raises `IntegrityError`: `checkpoint.would-execute` names the first function that `torch.load`
     would run. Format: torch.save, zip (torch ≥ 1.6) or the legacy stream before it.
     """
@@ -89,22 +92,23 @@ def _refused(name: str, message: str) -> IntegrityError:
 # --- the two containers ---------------------------------------------------------------------
 
 
-def _read_zip(data: memoryview) -> dict[str, Array]:
+def _read_zip(data: memoryview) -> Mapping[str, Array]:
     archive = _Zip(data)
     roots = [n[:-9] for n in archive.entries if n.endswith("/data.pkl") and n.count("/") == 1]
     if len(roots) != 1:
         raise _refused("not-a-zip", f"expected one `…/data.pkl` in the zip, got {len(roots)}")
     order = f"{roots[0]}/byteorder"  # absent before torch 2.1
-    if order in archive.entries and archive.read(order) != b"little":
-        raise _refused("unsupported", "expected little-endian tensors")
+    order = bytes(archive.read(order)).decode("latin-1") if order in archive.entries else "little"
+    if order not in ("little", "big"):
+        raise _refused("unsupported", f"unknown byte order {quoted(order)}")
     name = f"{roots[0]}/data.pkl"
     if (size := archive.entries[name].size) > MAX_PICKLE_SIZE:
         raise _refused("limit", f"`data.pkl` has {size} bytes, at most {MAX_PICKLE_SIZE}")
     value = _Machine().run(io.BytesIO(archive.read(name)))
-    return _tensors(value, lambda key: archive.read(f"{roots[0]}/data/{key}"))
+    return _StateDict(data, value, lambda key: archive.read(f"{roots[0]}/data/{key}"), order)
 
 
-def _read_legacy(data: memoryview) -> dict[str, Array]:
+def _read_legacy(data: memoryview) -> Mapping[str, Array]:
     stream, machine = io.BytesIO(data[:MAX_PICKLE_SIZE]), _Machine()
     try:
         magic = machine.run(stream)
@@ -116,9 +120,7 @@ def _read_legacy(data: memoryview) -> dict[str, Array]:
         raise _refused("not-a-zip", "neither a zip nor a legacy checkpoint of torch")
     if (protocol := machine.run(stream)) != _LEGACY_PROTOCOL:
         raise _refused("unsupported", f"unknown legacy protocol {_short(protocol)}")
-    system = machine.run(stream)
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise _refused("unsupported", "expected little-endian tensors")
+    machine.run(stream)  # the sizes and byte order of that machine; the file is little-endian
     value = machine.run(stream)
     keys = machine.run(stream)
     storages = _legacy_storages(data[stream.tell() :], keys, machine.storages)
@@ -128,7 +130,7 @@ def _read_legacy(data: memoryview) -> dict[str, Array]:
             raise _refused("storage", f"storage {quoted(key)} is missing")
         return storages[key]
 
-    return _tensors(value, storage)
+    return _StateDict(data, value, storage)
 
 
 def _legacy_storages(
@@ -303,22 +305,48 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-def _tensors(value: object, read: Callable[[str], Bytes]) -> dict[str, Array]:
-    """Return the arrays of a state dict of records; sizes and strides count elements."""
-    flat: dict[_Storage, Array] = {}
-    result: dict[str, Array] = {}
-    total = 0
-    for name, tensor in _state_dict(value):
-        if tensor.storage not in flat:
-            flat[tensor.storage] = _flat(tensor.storage, read(tensor.storage.key))
-        result[name] = _array(name, tensor, flat[tensor.storage])
-        total += result[name].nbytes
-    if total > MAX_SHARING * sum(storage.nbytes for storage in flat.values()):
-        raise _refused("limit", f"the tensors show their storages over {MAX_SHARING} times")
-    return result
+class _StateDict(Mapping[str, Array]):
+    """The arrays of a state dict of records; sizes and strides count elements."""
+
+    def __init__(
+        self,
+        data: memoryview,
+        value: object,
+        read: Callable[[str], Bytes],
+        order: str = "little",
+    ) -> None:
+        self._data = data
+        self._storages: dict[_Storage, Array] = {}
+        self._tensors = dict(_named_tensors(value))
+        total = 0
+        for name, tensor in self._tensors.items():
+            if tensor.storage not in self._storages:
+                flat = _flat(tensor.storage, read(tensor.storage.key), order)
+                self._storages[tensor.storage] = flat
+                release_pages(data)
+            total += _view(name, tensor, self._storages[tensor.storage]).nbytes
+        if total > MAX_SHARING * sum(flat.nbytes for flat in self._storages.values()):
+            raise _refused("limit", f"the tensors show their storages over {MAX_SHARING} times")
+
+    def __getitem__(self, name: str) -> Array:
+        tensor = self._tensors[name]
+        release_pages(self._data)
+        view = _view(name, tensor, self._storages[tensor.storage])
+        array = np.asarray(_plain(view, tensor.storage.kind))
+        array.flags.writeable = False
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
-def _state_dict(value: object) -> Iterator[tuple[str, _Tensor]]:
+def _named_tensors(value: object) -> Iterator[tuple[str, _Tensor]]:
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
         value = value["state_dict"]
     if not isinstance(value, dict) or not value:
@@ -331,26 +359,25 @@ def _state_dict(value: object) -> Iterator[tuple[str, _Tensor]]:
         yield name, tensor
 
 
-def _flat(storage: _Storage, data: Bytes) -> Array:
+def _flat(storage: _Storage, data: Bytes, order: str) -> Array:
     if len(data) != storage.size:
         message = f"storage {quoted(storage.key)} should have {storage.size} bytes, got {len(data)}"
         raise _refused("storage", message)
-    flat: Array = np.frombuffer(data, _STORAGES[storage.kind])
-    if storage.kind == "torch.BFloat16Storage":
-        flat = (flat.astype("<u4") << np.uint32(16)).view("<f4")
-    elif storage.kind == "torch.BoolStorage":
-        flat = flat != 0
-    flat.flags.writeable = False
-    return flat
+    dtype = np.dtype(_STORAGES[storage.kind])
+    return np.frombuffer(data, dtype if order == "little" else dtype.newbyteorder(">"))
 
 
-def _array(name: str, tensor: _Tensor, flat: Array) -> Array:
+def _view(name: str, tensor: _Tensor, flat: Array) -> Array:
     count = math.prod(tensor.shape)
     # The stride along an axis of one is arbitrary, and may be too long for numpy.
     strides = [s if n > 1 else 1 for n, s in zip(tensor.shape, tensor.strides, strict=True)]
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, strides, strict=True))
-    # A view may not be larger than what it shows: else a stride of 0 makes petabytes of a byte.
-    if count > flat.size or (count and last >= flat.size) or max(tensor.shape, default=0) >> 31:
+    # A stride of 0 makes petabytes of a byte; what torch expands in a model is a small buffer.
+    if (
+        count > max(flat.size, MAX_EXPANDED)
+        or (count and last >= flat.size)
+        or max(tensor.shape, default=0) >> 31
+    ):
         message = (
             f"tensor {quoted(name)} reaches beyond its storage of {flat.size} values: "
             f"offset {tensor.offset}, size {_short(tensor.shape)}, stride {_short(tensor.strides)}"
@@ -360,8 +387,17 @@ def _array(name: str, tensor: _Tensor, flat: Array) -> Array:
         return np.broadcast_to(np.empty((), flat.dtype), tensor.shape)
     width = flat.itemsize
     steps = [stride * width for stride in strides]
-    array: Array = np.ndarray(tensor.shape, flat.dtype, flat, tensor.offset * width, steps)
-    return array
+    view: Array = np.ndarray(tensor.shape, flat.dtype, flat, tensor.offset * width, steps)
+    return view
+
+
+def _plain(view: Array, kind: str) -> Any:
+    """Return a view of a storage as what torch shows: a type of numpy's, little-endian."""
+    if kind == "torch.BFloat16Storage":
+        return np.left_shift(view, 16, dtype="<u4").view("<f4")
+    if kind == "torch.BoolStorage":
+        return view != 0
+    return view.astype(view.dtype.newbyteorder("<"), copy=False)
 
 
 # --- the pickle machine ---------------------------------------------------------------------
@@ -471,7 +507,7 @@ class _Machine:
             raise TypeError(f"it calls {_short(function)}")
         if function.name == _ORDERED_DICT and len(arguments) < 2:
             self.ordered_dict(*arguments)
-        elif function.name == _PARAMETER and arguments and isinstance(arguments[0], _Tensor):
+        elif function.name in _PARAMETER and arguments and isinstance(arguments[0], _Tensor):
             self.stack.append(arguments[0])
         elif function.name in _REBUILD and len(arguments) >= 4:
             self.stack.append(_tensor(*arguments[:4]))
@@ -533,6 +569,12 @@ class _Short(reprlib.Repr):
 
     def repr__Symbol(self, value: _Symbol, _: int) -> str:  # noqa: N802
         return quoted(value.name)[1:-1]
+
+    def repr__Tensor(self, value: _Tensor, _: int) -> str:  # noqa: N802
+        return f"tensor {self.repr(value.shape)}"
+
+    def repr__Storage(self, value: _Storage, _: int) -> str:  # noqa: N802
+        return f"{quoted(value.kind)[1:-1]} [{value.count}]"
 
 
 _short = _Short().repr

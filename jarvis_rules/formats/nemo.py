@@ -52,7 +52,7 @@ class NemoArchive:
         if config.size > MAX_CONFIG_SIZE:
             message = f"the configuration has {config.size} bytes, at most {MAX_CONFIG_SIZE}"
             raise _refused("config-size", message, where)
-        self.config = load_config(bytes(archive.view(config)), where)
+        self.config = modernised(load_config(bytes(archive.view(config)), where))
         self.target = _target(self.config, where)
         version = self.config.get("nemo_version")
         self.nemo_version = None if version is None else str(version)
@@ -84,10 +84,11 @@ class NemoArchive:
             raise _refused("artifact-size", message, f"{self.path}!{fits[0].name}")
         return bytes(self._archive.view(fits[0]))
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self) -> Mapping[str, Array]:
         """Return the weights: parameter name → read-only array, checked to be finite.
 
-        Shapes and dtypes are torch's, bfloat16 becomes float32; see `read_checkpoint`.
+        Shapes and dtypes are torch's, bfloat16 becomes float32. Arrays are made when they are
+        looked up; see `read_checkpoint`.
         """
         where = f"{self.path}!{WEIGHTS}"
         member = self._member(WEIGHTS, "missing-weights")
@@ -108,7 +109,14 @@ class NemoArchive:
     def _member(self, name: str, slug: str) -> TarMember:
         if member := self._archive.find(name):
             return member
-        raise _refused(slug, f"no member `{name}`{self._listing()}", str(self.path))
+        nested = [m.name for m in self.members if m.name.endswith(f"/{CONFIG}")]
+        hint = (
+            f"NeMo reads the top of the archive only; pack it without the folder "
+            f"{quoted(nested[0].removesuffix(f'/{CONFIG}'))}"
+            if nested
+            else None
+        )
+        raise _refused(slug, f"no member `{name}`{self._listing()}", str(self.path), hint)
 
     def _listing(self) -> str:
         return f"; there are {_listed(m.name for m in self.members)}" if self.members else ""
@@ -163,6 +171,29 @@ def load_config(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise _refused("yaml", "expected a mapping of names to values", where)
     return config
+
+
+def modernised(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration as NeMo itself reads it, whatever Hydra it was written for.
+
+    A whole training configuration is its `model`; `cls` becomes `_target_` where that is absent,
+    and the `params` of a section are moved into it (Hydra 0.x, in the betas of NeMo 1.0).
+    Source: NeMo `SaveRestoreConnector.load_config_and_state_dict`, `maybe_update_config_version`.
+    """
+    model = config.get("model")
+    return _modernised(model if isinstance(model, dict) else config)
+
+
+def _modernised(section: dict[str, Any]) -> dict[str, Any]:
+    section = dict(section)
+    if "cls" in section and "_target_" not in section:
+        section["_target_"] = section.pop("cls")
+    if isinstance(section.get("params"), dict):
+        section |= section.pop("params")
+    return {
+        name: _modernised(value) if isinstance(value, dict) else value
+        for name, value in section.items()
+    }
 
 
 def _target(config: dict[str, Any], where: str) -> str:

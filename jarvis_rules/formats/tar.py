@@ -94,6 +94,15 @@ class TarArchive:
         self.close()
 
 
+def release_pages(view: memoryview) -> None:
+    """Give back the memory of all that was read of the mapping that `view` is of, if it is of one.
+
+    Views stay valid: what is read again comes again from the file, mostly from the page cache.
+    """
+    if isinstance(view.obj, mmap.mmap):
+        view.obj.madvise(mmap.MADV_DONTNEED)
+
+
 def quoted(text: str, limit: int = 120) -> str:
     """Return untrusted text in backticks, safe on a terminal and at most `limit` characters."""
     shown = "".join(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import xxhash
 
+from jarvis_rules.core.digest import Sink
 from jarvis_rules.errors import JarvisBug, JarvisError
+from jarvis_rules.onnx_graph.constants import Constant, ConstantStore
 from jarvis_rules.onnx_graph.wire import (
     TENSOR_TYPES,
     Attribute,
@@ -19,7 +20,6 @@ from jarvis_rules.onnx_graph.wire import (
     Node,
     Value,
     encode_model,
-    raw_bytes,
 )
 
 __all__ = ["ACTIVATIONS", "MAX_BYTES", "Attribute", "Dim", "Graph", "Node", "Value"]
@@ -40,8 +40,9 @@ class Graph:
         self._inputs: list[Value] = []
         self._outputs: list[Value] = []
         self._nodes: list[Node] = []
-        self._constants: dict[str, np.ndarray] = {}
-        self._constants_by_hash: dict[tuple[str, tuple[int, ...], bytes], list[Value]] = {}
+        self._store = ConstantStore()
+        self._constants: dict[str, Constant] = {}
+        self._constant_values: dict[Constant, Value] = {}
         self._values: dict[tuple[Any, ...], tuple[str, tuple[Value, ...]]] = {}
         self._masks: dict[str, Value] = {}
         self._counts: dict[str, int] = {}
@@ -105,22 +106,16 @@ class Graph:
     def constant(self, array: np.ndarray) -> Value:
         """Return `array` as an initialiser; equal content (type, shape, bytes) is stored once.
 
-        The array is referenced, not copied: a transposed view costs no memory until it is written.
+        The bytes are copied to a scratch file: the array is not kept.
         """
-        array = np.asarray(array, dtype=array.dtype.newbyteorder("<"))
-        dtype = array.dtype.name
-        if dtype not in TENSOR_TYPES:
-            raise JarvisBug(f"a constant cannot be {dtype}")
-        key = (dtype, array.shape, xxhash.xxh3_128_digest(raw_bytes(array)))
-        same = self._constants_by_hash.setdefault(key, [])
-        for known in same:
-            # A checkpoint could be crafted to collide in a hash that is not cryptographic.
-            if raw_bytes(self._constants[known.name]) == raw_bytes(array):
-                return known
-        value = Value(self._next("constant"), dtype, array.shape)
-        self._constants[value.name] = array
-        same.append(value)
-        return value
+        if array.dtype.name not in TENSOR_TYPES:
+            raise JarvisBug(f"a constant cannot be {array.dtype.name}")
+        constant, is_new = self._store.add(array)
+        if is_new:
+            value = Value(self._next("constant"), constant.dtype, constant.shape)
+            self._constants[value.name] = constant
+            self._constant_values[constant] = value
+        return self._constant_values[constant]
 
     def ints(self, *numbers: int) -> Value:
         """Return an int64 vector."""
@@ -257,6 +252,10 @@ class Graph:
         """Return the bool a < b with broadcasting."""
         return self._combine("Less", a, b, "bool")
 
+    def logical_and(self, a: Value, b: Value) -> Value:
+        """Return the bool a and b with broadcasting."""
+        return self._combine("And", a, b)
+
     def cast(self, x: Value, dtype: str) -> Value:
         """Return `x` as `dtype`; floats are truncated towards zero."""
         if x.dtype == dtype:
@@ -338,6 +337,14 @@ class Graph:
         """Return the larger of a and b with broadcasting."""
         return self._combine("Max", a, b)
 
+    def reduce_sum(self, x: Value, *axes: int) -> Value:
+        """Return the sum of `x` over `axes` (not negative), which keep size 1."""
+        return self.apply("ReduceSum", x, self.ints(*axes), shape=_reduced(x, axes))
+
+    def reduce_max(self, x: Value, *axes: int) -> Value:
+        """Return the maximum of `x` over `axes` (not negative), which keep size 1."""
+        return self.apply("ReduceMax", x, shape=_reduced(x, axes), axes=axes)
+
     def activate(self, x: Value, kind: str) -> Value:
         """Return the activation `kind` (a key of `ACTIVATIONS`) of `x`."""
         return ACTIVATIONS[kind](self, x)
@@ -372,11 +379,11 @@ class Graph:
         """Return the length of the written file in bytes."""
         return encode_model(self._model())[0]
 
-    def write(self, file: BinaryIO) -> int:
+    def write(self, file: Sink) -> int:
         """Write the model to `file` and return its length in bytes.
 
-        Weights go from their arrays straight to the file, one after the other. Raises
-        JarvisError `graph.too-large` above `MAX_BYTES`, before anything is written.
+        It may be called again, and writes the same bytes. Raises JarvisError `graph.too-large`
+        above `MAX_BYTES`, before anything is written.
         """
         size, parts = encode_model(self._model())
         if size > MAX_BYTES:
@@ -465,6 +472,10 @@ def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
             raise JarvisBug(f"shapes {a} and {b} do not broadcast")
         out.append(n if m == 1 else m)
     return tuple(out)
+
+
+def _reduced(x: Value, axes: Sequence[int]) -> list[Dim]:
+    return [1 if axis in axes else size for axis, size in enumerate(x.shape)]
 
 
 def _clip_unit(graph: Graph, x: Value) -> Value:

@@ -1,4 +1,4 @@
-"""The bytes of an ONNX model: nodes through protobuf, weights streamed one after the other."""
+"""The bytes of an ONNX model: nodes through protobuf, weights streamed block by block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from jarvis_rules.onnx_graph.constants import Constant
 
 OPSET = 17  # the lowest with LayerNormalization, read by every runtime that we serve with
 IR_VERSION = 8
@@ -53,39 +53,32 @@ class Model:
 
     name: str
     nodes: Sequence[Node]
-    constants: Mapping[str, np.ndarray]
+    constants: Mapping[str, Constant]
     inputs: Sequence[Value]
     outputs: Sequence[Value]
 
 
-def encode_model(model: Model) -> tuple[int, Iterator[bytes | memoryview]]:
+def encode_model(model: Model) -> tuple[int, Iterator[bytes]]:
     """Return the length of the ModelProto and its bytes in parts, as protobuf would write them.
 
-    Parts are made while they are read: one weight at a time is in memory. Source: onnx.proto.
+    Parts are made while they are read, so that weights are never in memory. Source: onnx.proto.
     """
     head, tail, opset = _encode_frame(model)
-    starts = {name: _encode_tensor(name, array) for name, array in model.constants.items()}
+    starts = {name: _encode_tensor(name, known) for name, known in model.constants.items()}
     length = len(head) + len(tail)
     for name, start in starts.items():
-        body = len(start) + model.constants[name].nbytes
-        length += len(_tag(5, body)) + body
+        length += len(start) + model.constants[name].nbytes
     producer = b"jarvis-rules"
     first = b"\x08" + _varint(IR_VERSION) + _tag(2, len(producer)) + producer + _tag(7, length)
 
-    def parts() -> Iterator[bytes | memoryview]:
+    def parts() -> Iterator[bytes]:
         yield first + head
         for name, start in starts.items():
-            array = model.constants[name]
-            yield _tag(5, len(start) + array.nbytes) + start
-            yield raw_bytes(array)
+            yield start
+            yield from model.constants[name].blocks()
         yield tail + opset
 
     return len(first) + length + len(opset), parts()
-
-
-def raw_bytes(array: np.ndarray) -> memoryview:
-    """Return the bytes of `array` in C order, copied only where they lie in another."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _encode_frame(model: Model) -> tuple[bytes, bytes, bytes]:
@@ -107,12 +100,13 @@ def _encode_frame(model: Model) -> tuple[bytes, bytes, bytes]:
     return a, b, c
 
 
-def _encode_tensor(name: str, array: np.ndarray) -> bytes:
-    """Return the TensorProto of `array` up to and without its raw bytes."""
+def _encode_tensor(name: str, constant: Constant) -> bytes:
+    """Return the field of one initialiser up to and without its raw bytes."""
     text = name.encode()
-    dims = b"".join(b"\x08" + _varint(n) for n in array.shape)
-    kind = b"\x10" + _varint(TENSOR_TYPES[array.dtype.name])
-    return dims + kind + _tag(8, len(text)) + text + _tag(9, array.nbytes)
+    dims = b"".join(b"\x08" + _varint(n) for n in constant.shape)
+    kind = b"\x10" + _varint(TENSOR_TYPES[constant.dtype])
+    start = dims + kind + _tag(8, len(text)) + text + _tag(9, constant.nbytes)
+    return _tag(5, len(start) + constant.nbytes) + start
 
 
 def _varint(number: int) -> bytes:

@@ -65,10 +65,7 @@ def _members(archive: NemoArchive, model: ExportedModel) -> list[Member]:
     config = dump_yaml(archive.config)
     members = [Member(CONFIG, "config", "NeMo model configuration", data=config)]
     for name, graph in model.graphs.items():
-        scratch = Path(f"graph-{name}")
-        with scratch.open("wb") as out:
-            graph.write(out)
-        members.append(Member(name, "graph", "ONNX graph", path=scratch))
+        members.append(Member(name, "graph", "ONNX graph", write=graph.write))
     for name, data in model.assets.items():
         members.append(Member(name, "asset", "buffer of the checkpoint", data=data))
     return members

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def run_tool(work: Callable[[Mapping[str, Any]], None]) -> int:
     A JarvisError is written to `error.json` for the executor, which knows the user's paths.
     """
     _die_with_parent()
+    # In a sandbox `/tmp` is memory; the action's own folder is on the disk of the cache.
+    tempfile.tempdir = str(Path.cwd())
     request = json.loads(Path(sys.argv[1]).read_bytes())
     try:
         _work(work, request)

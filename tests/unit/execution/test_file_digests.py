@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jarvis_rules.core import digest
 from jarvis_rules.core.digest import digest_bytes, digest_file
 from jarvis_rules.errors import ToolchainError
 from jarvis_rules.execution import file_digests
@@ -50,6 +51,18 @@ def test_an_unchanged_file_is_read_once(digests, file, reads):
     assert digests.xxh3(file) == digests.xxh3(file)
     assert digests.sha256(file) == digest_bytes(b"one")
     assert reads == [file, file]
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("first", ["sha256", "xxh3"])
+def test_a_large_file_is_read_once_for_both_digests(digests, file, reads, monkeypatch, first):
+    monkeypatch.setattr(file_digests, "_LARGE", 3)
+    monkeypatch.setattr(digest, "_LARGE_CHUNK", 2)
+    getattr(digests, first)(file)
+    monkeypatch.setattr(file_digests, "digest_large_file", lambda _: pytest.fail("read again"))
+    assert digests.sha256(file) == digest_bytes(b"one")
+    assert digests.xxh3(file) == digest.xxh3_file(file)
+    assert reads == []
 
 
 @pytest.mark.usefixtures("later")

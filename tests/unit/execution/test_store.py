@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -271,3 +272,35 @@ def test_a_result_under_the_name_of_another_key_is_a_miss(store):
     target.parent.mkdir(exist_ok=True)
     path.rename(target)
     assert store.result(other) is None
+
+
+def test_a_cache_of_a_group_can_be_written_by_all_of_it(tmp_path):
+    """Whatever the umask: whoever comes second must be able to add, to use and to lock."""
+    root = tmp_path / "cache"
+    root.mkdir()
+    root.chmod(0o2775)
+    before = os.umask(0o077)
+    try:
+        with contextlib.closing(Store(root)) as store:
+            blob = store.put_bytes(b"x")
+            key = digest_bytes(b"key")
+            store.put_result(key, ActionResult({"out": blob}, blob))
+            with store.lock(key):
+                pass
+            shared = [p for name in ("ac", "cas", "locks") for p in (root / name).rglob("*")]
+            modes = {
+                path.relative_to(root).parts[0]: stat.S_IMODE(path.stat().st_mode)
+                for path in shared
+                if path.is_file()
+            }
+            folders = [*root.iterdir(), *(path for path in shared if path.is_dir())]
+            assert all(path.stat().st_mode & 0o2070 == 0o2070 for path in folders)
+    finally:
+        os.umask(before)
+    assert modes == {"ac": 0o664, "cas": 0o444, "locks": 0o664}
+
+
+def test_a_cache_of_one_s_own_stays_one_s_own(tmp_path):
+    with contextlib.closing(Store(tmp_path / "cache")) as store:
+        store.put_bytes(b"x")
+    assert not any(p.stat().st_mode & 0o020 for p in (tmp_path / "cache").rglob("*"))

@@ -2,9 +2,11 @@
 
 import copy
 import functools
+import hashlib
 import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +16,27 @@ from jarvis_rules.exporters.exporter import ExportedModel, SourceModel, export_m
 from jarvis_rules.formats.nemo import open_nemo
 
 MODELS = Path(__file__).parents[2] / "data" / "models"
-VARIANTS = tuple(sorted(f"variants/{p.stem}" for p in MODELS.glob("variants/*.nemo")))
 GRAPH = "model_graph.onnx"
+
+
+def variants(family: str) -> tuple[str, ...]:
+    """Return the names of the recorded variants of `family`."""
+    found = sorted(path.stem for path in MODELS.glob(f"variants/{family}/*.nemo"))
+    return tuple(f"variants/{family}/{name}" for name in found)
 
 
 @functools.cache
 def _source(name: str) -> SourceModel:
-    with open_nemo(MODELS / f"{name}.nemo") as archive:
+    path = MODELS / f"{name}.nemo"
+    with open_nemo(path) as archive:
         weights = {key: np.array(array) for key, array in archive.state_dict().items()}
-        return SourceModel(archive.target, archive.config, weights, archive.artifact)
+        artifact = functools.partial(_artifact, path)
+        return SourceModel(archive.target, archive.config, weights, artifact)
+
+
+def _artifact(path: Path, reference: str) -> bytes:
+    with open_nemo(path) as archive:
+        return archive.artifact(reference)
 
 
 def source(name: str) -> SourceModel:
@@ -45,6 +59,29 @@ def dump(model: ExportedModel) -> dict[str, bytes]:
         files[name] = file.getvalue()
     files["facts.json"] = json.dumps(model.facts, allow_nan=False).encode()
     return files
+
+
+def load_graphs(model: ExportedModel) -> dict[str, Callable[..., dict[str, np.ndarray]]]:
+    """Return each exported graph in onnxruntime, on one thread, as a function of its inputs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+
+    def load(data: bytes) -> Callable[..., dict[str, np.ndarray]]:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return lambda **feed: dict(zip(names, session.run(names, feed), strict=True))
+
+    files = dump(model)
+    return {name: load(files[name]) for name in model.graphs}
+
+
+def digests(name: str) -> dict[str, str]:
+    """Return the SHA-256 of all that is exported from a recorded model, by file."""
+    files = dump(export_model(source(name)))
+    return {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
 
 
 class Runner:

@@ -1,4 +1,4 @@
-"""QuartzNet and Jasper against what NeMo 1.23 recorded, and everything that is refused."""
+"""QuartzNet, Jasper and Citrinet against what NeMo 1.23 recorded, and what is refused."""
 
 import copy
 import hashlib
@@ -14,43 +14,50 @@ import onnx
 import pytest
 
 from jarvis_rules.errors import IntegrityError, JarvisError
-from jarvis_rules.exporters import _jasper, _mel_features, conv_asr
+from jarvis_rules.exporters import _ctc_decoder, _jasper_config, _mel_features, conv_asr
 from jarvis_rules.exporters.conv_asr import export_conv_asr
 from jarvis_rules.exporters.exporter import export_model
 
 from . import exporter_testing
-from .exporter_testing import GRAPH, VARIANTS, Runner, dump, recorded, source
+from .exporter_testing import GRAPH, Runner, dump, recorded, source, variants
 
-LARGE = ("quartznet", "jasper", "quartznet_espeak")
-MASKED = tuple(v for v in VARIANTS if not v.endswith("no_mask"))
-NO_MASK = "variants/silu_no_mask"
-TOLERANCE = 1e-4
+VARIANTS = variants("conv_asr")
+LARGE = ("quartznet", "jasper", "quartznet_espeak", "citrinet")
+# Padding changes what NeMo computes for an item of these.
+LEAKING = tuple(v for v in VARIANTS if "no_mask" in v or "norm" in v)
+SUBWORDS = ("variants/conv_asr/sentencepiece", "variants/conv_asr/wordpiece")
+EXACT = tuple(v for v in VARIANTS if v not in LEAKING)
+NO_MASK = "variants/conv_asr/silu_no_mask"
+TOLERANCE = 1e-5  # measured: 2.9e-6
+WIDE = dict.fromkeys(("quartznet", "jasper", "quartznet_espeak"), 1e-4)  # measured: 2.7e-5
+WIDE["variants/conv_asr/group_norm_each"] = 1e-4  # measured: 8.3e-6, of few and similar frames
 ENCODER = "encoder.encoder"
 
 
 def largest_difference(logprobs, expected, lengths):
+    """Return the largest one over the valid frames; NeMo gives NaN for some empty items."""
     return max(
         float(np.abs(a[:n] - b[:n]).max())
         for a, b, n in zip(logprobs, expected, lengths, strict=True)
-        if n
+        if n and not np.isnan(b).all()
     )
 
 
 # ---- results
 
 
-@pytest.mark.parametrize("name", [*LARGE, *MASKED])
+@pytest.mark.parametrize("name", [*LARGE, *EXACT])
 def test_ragged_batch_equals_nemo(name):
     r = recorded(name)
     logprobs, length = Runner(export_model(source(name)))(r["features"], r["features_length"])
     assert logprobs.shape == r["logprobs"].shape
     assert length.tolist() == r["encoded_length"].tolist()
-    assert largest_difference(logprobs, r["logprobs"], length) <= TOLERANCE
+    assert largest_difference(logprobs, r["logprobs"], length) <= WIDE.get(name, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_item_equals_nemo_alone(name):
-    """With `conv_mask: false` too: what padding adds in NeMo's batch is not in the graph."""
+    """Where NeMo leaks too: what padding adds in NeMo's batch is not in the graph."""
     r = recorded(name)
     run = Runner(export_model(source(name)))
     together, lengths = run(r["features"], r["features_length"])
@@ -62,7 +69,7 @@ def test_every_item_equals_nemo_alone(name):
         assert np.abs(alone[0] - expected).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", [v for v in EXACT if v not in SUBWORDS])
 def test_lengths_from_zero_up_equal_nemo(name):
     r = recorded(name)
     logprobs, length = Runner(export_model(source(name)))(
@@ -73,13 +80,35 @@ def test_lengths_from_zero_up_equal_nemo(name):
     assert largest_difference(logprobs, r["edge_logprobs"], length) <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", LEAKING)
+def test_short_items_equal_nemo_alone(name):
+    r = recorded(name)
+    logprobs, lengths = Runner(export_model(source(name)))(
+        r["edge_features"], r["edge_features_length"]
+    )
+    assert np.isfinite(logprobs).all()
+    # torch has no instance norm of one frame.
+    recorded_lengths = [n for n in range(9) if f"edge_logprobs_{n}" in r]
+    assert recorded_lengths in (list(range(1, 9)), list(range(3, 9)))
+    for n in recorded_lengths:
+        expected = r[f"edge_logprobs_{n}"]
+        assert lengths[n] == len(expected)
+        difference = np.abs(logprobs[n, : lengths[n]] - expected).max()
+        assert difference <= WIDE.get(name, TOLERANCE)
+
+
 @pytest.mark.parametrize("prefix", ["", "edge_"])
-def test_without_masks_the_leak_of_nemo_can_be_reproduced(prefix):
-    r = recorded(NO_MASK)
-    run = Runner(export_conv_asr(source(NO_MASK), batch_invariant=False))
+@pytest.mark.parametrize("name", LEAKING)
+def test_the_leak_of_nemo_can_be_reproduced(name, prefix):
+    r = recorded(name)
+    run = Runner(export_conv_asr(source(name), batch_invariant=False))
     logprobs, length = run(r[f"{prefix}features"], r[f"{prefix}features_length"])
+    expected = r[f"{prefix}logprobs"]
     assert length.tolist() == r[f"{prefix}encoded_length"].tolist()
-    assert np.abs(logprobs - r[f"{prefix}logprobs"]).max() <= TOLERANCE
+    for i, item in enumerate(expected):
+        if prefix and not i and np.isnan(item).all():
+            continue  # NeMo divides by the length of an empty item
+        assert np.abs(logprobs[i] - item).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", [*LARGE, *VARIANTS])
@@ -99,15 +128,16 @@ def test_an_item_does_not_depend_on_its_batch(name):
         short, _ = run(features[i : i + 1, :, : frames[i]], frames[i : i + 1])
         assert noisy[i, :n].tobytes() == valid.tobytes()
         assert alone[0, :n].tobytes() == valid.tobytes()
-        assert np.abs(short[0] - valid).max() <= TOLERANCE
+        assert np.abs(short[0] - valid).max() <= WIDE.get(name, TOLERANCE)
 
 
-def test_an_empty_item_harms_no_other():
-    r = recorded("quartznet")
-    run = Runner(export_model(source("quartznet")))
+@pytest.mark.parametrize("name", ["quartznet", "citrinet"])
+def test_an_empty_item_harms_no_other(name):
+    r = recorded(name)
+    run = Runner(export_model(source(name)))
     plain, _ = run(r["features"], r["features_length"])
     logprobs, length = run(r["features"], [0, *r["features_length"][1:]])
-    assert length.tolist() == [1, *r["encoded_length"][1:]]
+    assert length.tolist() == [1, *r["encoded_length"][1:]]  # a stride makes it one frame
     assert np.isfinite(logprobs).all()
     assert logprobs[1:].tobytes() == plain[1:].tobytes()
 
@@ -120,15 +150,48 @@ def test_graph_is_clean(name):
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     assert len(inferred.graph.value_info) >= len(model.graph.node) - 2
     assert not any(n.domain for n in model.graph.node)
-    assert not {"BatchNormalization", "Identity", "NonZero"} & {n.op_type for n in model.graph.node}
+    assert len({n.name for n in model.graph.node}) == len(model.graph.node)
+    assert {n.op_type for n in model.graph.node} <= OPERATORS
+
+
+OPERATORS = {
+    *("Add", "Cast", "Clip", "Conv", "Div", "Erf", "Less", "LogSoftmax", "Max", "Mul", "Range"),
+    *("ReduceSum", "Relu", "Reshape", "Selu", "Shape", "Sigmoid", "Sqrt", "Squeeze", "Sub"),
+    *("Transpose", "Unsqueeze"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("quartznet", {"LogSoftmax"}),
+        # Averages over time and the gates that scale a whole item.
+        (
+            "citrinet",
+            {"LogSoftmax", "ReduceSum", "Max", "Div", "Conv", "Relu", "Sigmoid"},
+        ),
+        (
+            "variants/conv_asr/layer_norm",
+            {"LogSoftmax", "ReduceSum", "Max", "Mul", "Div", "Sub", "Add", "Sqrt"}
+            | {"Reshape", "Unsqueeze"},
+        ),
+    ],
+)
+def test_what_stays_in_full_precision(name, expected):
+    graph = export_model(source(name)).graphs[GRAPH]
+    kept = {n.op for n in graph.nodes if n.name in graph.full_precision_nodes}
+    assert kept == expected
+    large = [n for n in graph.nodes if n.op == "Conv" and n.name in graph.full_precision_nodes]
+    assert len(large) == (12 if name == "citrinet" else 0)
 
 
 # ---- bytes
 
 GOLDEN = {
-    "quartznet": "1109eb3e398f480676a8f30013470ab4d9bcc59b1e22f11f7cdbb9da22b6d173",
-    "jasper": "a51cc59381441b96b0c074b060ec715a6a3cb53174ad57ea7bb91c93925d5b3e",
-    "quartznet_espeak": "5f71e7366de3c7ecc1112fc8d782d70fa560daac465c920225b18381a06cf60c",
+    "quartznet": "00e30d9776e8bc7fa632f37be552ba521617247133de7becb81739ce86c29b10",
+    "jasper": "86386da8e768806363e47672d1a8ffc701bfa59eab740d8196a6a6b04ec099ef",
+    "quartznet_espeak": "a3a05691929a8638cba1b52637d86801c1f53b7ab362807f1c74fc393dcdfbea",
+    "citrinet": "1b8b003e003d4430e1254f5c3e2d2f5473aea09c3544ef82ca1773bc9f4e2eaf",
 }
 
 
@@ -191,6 +254,7 @@ def test_facts_of_quartznet():
     assert facts == {
         "task": "ctc",
         "tokenization": "character",
+        "tokenizer_files": [],
         "labels": labels,
         "blank_id": 28,
         "sample_rate": 16000,
@@ -276,7 +340,7 @@ def test_facts_of_quartznet():
     ],
 )
 def test_facts_of_variants(name, stride, milliseconds, expected):
-    facts = export_model(source(f"variants/{name}")).facts
+    facts = export_model(source(f"variants/conv_asr/{name}")).facts
     assert (facts["stride"], facts["ms_per_timestep"]) == (stride, milliseconds)
     assert {k: facts["features"][k] for k in expected} == expected
 
@@ -306,10 +370,13 @@ def test_npy_files_are_of_format_1_0(shape, dtype):
 # ---- configuration: (place, value); the last part of the place is the key that must be named
 
 REFUSED = [
-    ("encoder.jasper.0.se", True),
-    ("encoder.jasper.1.groups", 2),
+    ("encoder.jasper.0.se", "yes"),
+    ("encoder.jasper.1.groups", 3),  # of 32 filters
+    ("encoder.jasper.1.groups", 0),
     ("encoder.jasper.1.groups", True),
-    ("encoder.jasper.1.heads", 4),
+    ("encoder.jasper.1.heads", 5),  # of 32 channels
+    ("encoder.jasper.1.heads", 0),
+    ("encoder.jasper.1.heads", -2),
     ("encoder.jasper.0.kernel", [3, 3]),
     ("encoder.jasper.0.kernel", []),
     ("encoder.jasper.0.kernel", "11"),
@@ -328,7 +395,6 @@ REFUSED = [
     ("encoder.jasper.0.separable", 1),
     ("encoder.jasper.1.residual_mode", "stride-add"),
     ("encoder.jasper.1.stride_last", None),
-    ("encoder.jasper.4.future_context", 1),  # at dilation 2
     ("encoder.jasper.0.squeeze_excite", True),
     ("encoder.jasper.0.normalization", "group"),
     ("encoder.jasper", []),
@@ -336,15 +402,14 @@ REFUSED = [
     ("encoder.jasper.0", "conv"),
     ("encoder.activation", "mish"),
     ("encoder.activation", None),
-    ("encoder.normalization_mode", "group"),
-    ("encoder.normalization_mode", "layer"),
-    ("encoder.normalization_mode", "instance"),
+    ("encoder.normalization_mode", "rms"),
+    ("encoder.normalization_mode", None),
     ("encoder.residual_mode", "mul"),
     ("encoder.frame_splicing", 3),
     ("encoder.quantize", True),
     ("encoder.conv_mask", "true"),
     ("encoder.feat_in", "64"),
-    ("encoder._target_", "nemo.collections.asr.modules.ConformerEncoder"),
+    ("encoder._target_", "nemo.collections.asr.modules.RNNEncoder"),
     ("encoder.adapters", {"one": {}}),
     ("encoder.params", {}),
     ("encoder", None),
@@ -418,10 +483,12 @@ def test_refused_by_name(place, value):
 
 SECTIONS = {
     "preprocessor": _mel_features.KEYS,
-    "encoder": _jasper.ENCODER_KEYS,
-    "encoder.jasper.1": _jasper.BLOCK_KEYS,
-    "decoder": conv_asr.DECODER_KEYS,
+    "encoder": _jasper_config.ENCODER_KEYS,
+    "encoder.jasper.1": _jasper_config.BLOCK_KEYS,
+    "decoder": _ctc_decoder.KEYS,
 }
+# Models that read a key which others do not look at.
+READERS = {"se_reduction_ratio": "citrinet", "norm_groups": "variants/conv_asr/group_norm"}
 KEYS = [(section, key) for section, keys in SECTIONS.items() for key in keys]
 
 
@@ -429,7 +496,7 @@ KEYS = [(section, key) for section, keys in SECTIONS.items() for key in keys]
     ("section", "key"), [k for k in KEYS if k[1].treatment != "ignored"], ids=str
 )
 def test_no_key_that_matters_is_read_carelessly(section, key):
-    model = source("quartznet")
+    model = source(READERS.get(key.name, "quartznet"))
     mutate(model.config, f"{section}.{key.name}", {"nonsense": 1})
     with pytest.raises(JarvisError) as error:
         export_model(model)
@@ -453,9 +520,10 @@ def test_neutral_values_change_nothing(section, key):
 )
 def test_ignored_keys_have_a_reason_and_change_nothing(section, key):
     assert key.reason
-    model = source("quartznet")
+    name = "citrinet" if section.startswith("encoder") else "quartznet"
+    model = source(name)
     mutate(model.config, f"{section}.{key.name}", "anything")
-    assert dump(export_model(model)) == dump(export_model(source("quartznet")))
+    assert dump(export_model(model)) == dump(export_model(source(name)))
 
 
 def test_keys_of_training_and_of_the_project_are_ignored():
@@ -525,15 +593,56 @@ def test_blocks_that_do_not_fit_together_are_refused(place, value, named):
     assert f"`{named}: " in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "value", "named"),
+    [
+        ("citrinet", "encoder.jasper.1.se_reduction_ratio", 33, "se_reduction_ratio: 33`"),
+        ("citrinet", "encoder.jasper.1.se_reduction_ratio", 0, "se_reduction_ratio: 0`"),
+        ("variants/conv_asr/group_norm", "encoder.norm_groups", 3, "encoder.norm_groups: 3`"),
+        ("variants/conv_asr/group_norm", "encoder.norm_groups", 0, "encoder.norm_groups: 0`"),
+        # NeMo makes the frames of the block more than those of its branch.
+        ("variants/conv_asr/future_dilation", "encoder.jasper.1.residual", True, "future_context"),
+    ],
+)
+def test_sizes_that_nemo_cannot_build_are_refused(name, place, value, named):
+    model = source(name)
+    mutate(model.config, place, value)
+    with pytest.raises(JarvisError) as error:
+        export_model(model)
+    assert error.value.slug == "export.unsupported-config"
+    assert named in error.value.message
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("encoder.jasper.1.repeat", 2**31 - 1),
+        ("encoder.jasper.1.filters", 2**31 - 1),
+        ("encoder.jasper.1.groups", 2**31 - 1),
+        ("encoder.jasper.1.kernel", [2**31 - 1]),
+        ("preprocessor.features", 2**31 - 1),
+    ],
+)
+def test_monstrous_sizes_end_at_once(place, value):
+    model = source("quartznet")
+    model.config["encoder"]["jasper"][0]["heads"] = 1
+    mutate(model.config, place, value)
+    if place == "preprocessor.features":
+        model.config["encoder"]["feat_in"] = value
+    with pytest.raises((JarvisError, IntegrityError)):
+        export_model(model)
+
+
 def test_future_context_needs_masks():
-    model = source("variants/future_context")
+    model = source("variants/conv_asr/future_context")
     model.config["encoder"]["conv_mask"] = False
     with pytest.raises(JarvisError, match=r"encoder\.jasper\[0\]\.future_context"):
         export_model(model)
 
 
 def test_exact_pad_needs_an_even_stride():
-    model = source("variants/features_exact_pad")
+    model = source("variants/conv_asr/features_exact_pad")
     model.config["preprocessor"]["window_stride"] = 0.005125
     with pytest.raises(JarvisError, match="odd stride of 41 samples"):
         export_model(model)
@@ -550,6 +659,12 @@ def test_exact_pad_needs_an_even_stride():
         ("encoder.jasper.0.kernel", 33),
         ("encoder.jasper.0.kernel", [32]),
         ("encoder.jasper.0.future_context", 40),  # beyond the kernel means symmetric
+        ("encoder.jasper.0.groups", 1),
+        ("encoder.jasper.0.heads", -1),
+        ("encoder.jasper.0.heads", 64),  # as many as channels
+        ("encoder.jasper.5.heads", 3),  # not separable
+        ("encoder.jasper.0.se", False),
+        ("encoder.normalization_mode", "batch"),
         ("encoder._target_", "nemo.collections.asr.modules.conv_asr.ConvASREncoder"),
         ("labels", ["other"]),
         ("preprocessor.log_zero_guard_type", "add"),
@@ -566,7 +681,15 @@ def test_other_ways_to_say_the_same(place, value):
 CONV = f"{ENCODER}.0.mconv.1.conv.weight"
 
 
-@pytest.mark.parametrize("name", ["quartznet", "jasper", NO_MASK])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quartznet",
+        "jasper",
+        NO_MASK,
+        *(f"variants/conv_asr/{v}" for v in ("group_norm", "squeeze_excite")),
+    ],
+)
 def test_every_missing_weight_is_named(name):
     full = source(name).weights
     needed = [w for w in full if not w.endswith("num_batches_tracked")]

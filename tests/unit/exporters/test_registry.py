@@ -11,7 +11,20 @@ from jarvis_rules.exporters.exporter import Exporter, export_model, find_exporte
 from .exporter_testing import source
 
 CTC = "nemo.collections.asr.models.ctc_models.EncDecCTCModel"
-SAMPLES = {"conv_asr": ("quartznet", "jasper", "quartznet_espeak")}
+SAMPLES = {
+    "conformer_ctc": ("conformer",),
+    "conv_asr": ("quartznet", "jasper", "quartznet_espeak", "citrinet"),
+    "fastpitch": ("fastpitch", "fastpitch_char"),
+    "hifigan": ("hifigan",),
+    "intent_slot": ("intent_slot",),
+    "punctuation": ("punctuation",),
+    "question_answering": ("qa", "variants/language_model/qa_later_class_cased"),
+    "speech_classification": ("variants/speech_classification/average",),
+    "tacotron2": ("variants/tacotron2/chars", "variants/tacotron2/labels_two_frames"),
+    "text_classification": ("text_classification",),
+    "token_classification": ("token_classification",),
+    "waveglow": ("waveglow", "variants/waveglow/early_every_flow"),
+}
 
 
 @pytest.fixture
@@ -75,7 +88,7 @@ def test_unknown_class_names_it_and_what_is_supported():
 def test_unknown_class_suggests_the_nearest_name(target):
     with pytest.raises(JarvisError) as error:
         find_exporter(target)
-    assert error.value.hint.startswith("did you mean `EncDecCTCModel`?")
+    assert error.value.hint.startswith("did you mean `EncDecCTCModel`")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ DEFAULTS = {
     "frame_splicing": 1,
 }
 SPEECH_MODELS = ("quartznet", "jasper", "quartznet_espeak")
-# As `tests/data/make/record_variants.py` configured NeMo.
+# As `tests/data/make/record_conv_asr.py` configured NeMo.
 VARIANTS = {
     "features_all": {
         "sample_rate": 8000,
@@ -110,8 +110,8 @@ def test_every_item_equals_nemo_alone(name):
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_variants_equal_nemo_alone(name):
-    found = recorded(f"variants/{name}")
-    computation = of_model(f"variants/{name}", **VARIANTS[name])
+    found = recorded(f"variants/conv_asr/{name}")
+    computation = of_model(f"variants/conv_asr/{name}", **VARIANTS[name])
     for item, count in enumerate(found["audio_length"]):
         features, lengths = computation.batch(found["audio"][item : item + 1], np.array([count]))
         expected = found[f"features_{item}"]
