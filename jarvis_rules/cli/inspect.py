@@ -1,15 +1,20 @@
-"""`jarvis-rules inspect`: what is in a checkpoint, an archive, a pipeline or a repository."""
+"""`jarvis-rules inspect`: what is in a checkpoint, an archive, a pipeline or a repository.
+
+`--format json` prints one object that follows `jarvis_rules/formats/schemas/inspect.schema.json`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jarvis_rules.cli.output import print_json, print_pairs, print_table
 from jarvis_rules.errors import EXIT_OK, UsageError, did_you_mean
+
+VERSION = 1
 
 EPILOG = """\
 examples:
@@ -24,8 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "inspect",
         help="show what is in a .nemo, .ejrvs, .jmir or model repository",
-        description="Show what is in a .nemo, .ejrvs, .jmir or model repository. Nothing is "
-        "executed or unpacked.",
+        description="Show what is in a .nemo, .ejrvs, .jmir or model repository. Of a .nemo, "
+        "also what exporting it gives, what of its configuration and weights has no part in that, "
+        "or why it is refused. Nothing is executed, unpacked or written.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,14 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the description of the file; return 0."""
     document = describe(arguments.path)
     if arguments.format == "json":
-        print(json.dumps(document, indent=2, ensure_ascii=False))  # noqa: T201
+        print_json(document)
     else:
         _print_text(document)
     return EXIT_OK
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what is at `path`, with `format` telling what it is.
+    """Return what is at `path`, with `format` telling what it is: see the schema `inspect`.
 
     UsageError for a path that is missing or of no known kind.
     """
@@ -71,11 +77,14 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _describe_nemo(path: Path) -> dict[str, Any]:
+    from jarvis_rules.exporters.exporter import SourceModel
     from jarvis_rules.formats.nemo import open_nemo
+    from jarvis_rules.reporting.export_account import account_for_export
 
     with open_nemo(path) as archive:
         weights = archive.state_dict()
         return {
+            "version": VERSION,
             "format": "nemo",
             "class": archive.target,
             "nemo_version": archive.nemo_version,
@@ -86,6 +95,9 @@ def _describe_nemo(path: Path) -> dict[str, Any]:
                 for name, array in weights.items()
             ],
             "config": archive.config,
+            "export": account_for_export(
+                SourceModel(archive.target, archive.config, weights, archive.artifact)
+            ),
         }
 
 
@@ -95,10 +107,32 @@ def _describe_ejrvs(path: Path) -> dict[str, Any]:
     with open_archive(path, "ejrvs") as archive:
         manifest = archive.manifest
         return {
+            "version": VERSION,
             "format": "ejrvs",
             "metadata": dict(manifest.metadata),
+            "graphs": _describe_graphs(manifest.metadata),
             "members": [{"name": name, **file} for name, file in manifest.files.items()],
         }
+
+
+def _describe_graphs(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the graphs of an archive; their tensors are null where its facts do not say."""
+    facts, marked = metadata["facts"], metadata.get("full_precision", {})
+    each = facts.get("graphs")
+    graphs = []
+    for name in metadata["graphs"]:
+        tensors = facts if len(metadata["graphs"]) == 1 and "inputs" in facts else {}
+        if isinstance(each, Mapping) and isinstance(each.get(name), Mapping):
+            tensors = each[name]
+        graphs.append(
+            {
+                "name": name,
+                "inputs": tensors.get("inputs"),
+                "outputs": tensors.get("outputs"),
+                "full_precision_nodes": len(marked.get(name, ())),
+            }
+        )
+    return graphs
 
 
 def _describe_jmir(path: Path) -> dict[str, Any]:
@@ -107,6 +141,7 @@ def _describe_jmir(path: Path) -> dict[str, Any]:
 
     with open_archive(path, "jmir") as archive:
         return {
+            "version": VERSION,
             "format": "jmir",
             "content_digest": archive.manifest.content_digest,
             "pipeline": read_pipeline(archive).to_json(),
@@ -129,33 +164,37 @@ def _describe_repository(path: Path) -> dict[str, Any]:
             where=str(path),
             hint="`scons deploy` makes one at out/<gpu>/models",
         )
-    return {"format": "repository", "pipelines": pipelines}
+    return {"version": VERSION, "format": "repository", "pipelines": pipelines}
 
 
 def _print_text(document: Mapping[str, Any]) -> None:
     match document["format"]:
         case "nemo":
             tensors = len(document["tensors"])
-            _print_pairs(
+            export = document["export"]
+            print_pairs(
                 {
                     "class": document["class"],
                     "NeMo version": document["nemo_version"],
                     "weights": f"{document['values']:,} values, with buffers, in {tensors} tensors",
+                    "family": export["family"] or "none",
+                    **_refusal(export["refusal"]),
                 }
             )
-            _print_table(("member", "bytes"), ((m["name"], m["size"]) for m in document["members"]))
+            print_table(("member", "bytes"), ((m["name"], m["size"]) for m in document["members"]))
+            _print_export(export)
         case "ejrvs":
             metadata = document["metadata"]
-            facts = metadata["facts"]
-            _print_pairs(
+            print_pairs(
                 {
                     "class": metadata["obj_cls"],
                     "family": metadata["family"],
                     "content digest": metadata["content_digest"],
-                    **{name: _short(value) for name, value in facts.items()},
                 }
             )
             _print_members(document["members"])
+            _print_facts(metadata["facts"])
+            _print_graphs(document["graphs"])
         case "jmir":
             _print_pipeline(document["pipeline"], document["content_digest"])
             _print_members(document["members"])
@@ -164,8 +203,58 @@ def _print_text(document: Mapping[str, Any]) -> None:
                 _print_repository(pipeline)
 
 
+def _refusal(refusal: Mapping[str, Any] | None) -> dict[str, str]:
+    if refusal is None:
+        return {}
+    pairs = {"not exported": f"{refusal['message']} [{refusal['slug']}]"}
+    return {**pairs, "hint": refusal["hint"]} if refusal["hint"] else pairs
+
+
+def _print_export(export: Mapping[str, Any]) -> None:
+    _print_facts(export["facts"])
+    _print_graphs(export["graphs"])
+    print_table(("asset", "bytes"), ((a["name"], a["size"]) for a in export["assets"]))
+    print_table(
+        ("key without effect", "value", "why"),
+        ((k["key"], k["value"], k["reason"]) for k in export["ignored_keys"]),
+    )
+    print_table(
+        ("weights left out", "weights", "why"),
+        ((u["pattern"], u["count"], u["reason"]) for u in export["unused_weights"]),
+    )
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    print_table(
+        ("fact", "value"),
+        (
+            (name, _short(value))
+            for name, value in facts.items()
+            if name not in ("inputs", "outputs", "graphs")
+        ),
+    )
+
+
+def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
+    print_table(
+        ("graph", "float32 nodes", "tensor", "name", "type", "shape"),
+        (row for graph in graphs for row in _graph_rows(graph)),
+    )
+
+
+def _graph_rows(graph: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    head = (graph["name"], graph["full_precision_nodes"])
+    for side in ("inputs", "outputs"):
+        for tensor in graph[side] or ():
+            shape = ", ".join(map(str, tensor["shape"]))
+            yield (*head, side.removesuffix("s"), tensor["name"], tensor["dtype"], f"[{shape}]")
+            head = ("", "")
+    if head[0]:
+        yield (*head, "", "", "", "")
+
+
 def _print_pipeline(pipeline: Mapping[str, Any], content_digest: str) -> None:
-    _print_pairs(
+    print_pairs(
         {
             "pipeline": pipeline["name"],
             "kind": pipeline["kind"],
@@ -173,12 +262,12 @@ def _print_pipeline(pipeline: Mapping[str, Any], content_digest: str) -> None:
             "content digest": content_digest,
         }
     )
-    _print_table(
+    print_table(
         ("module", "model", "uses", "batch"),
         ((m["name"], m["model"], m["uses"], m["max_batch_size"]) for m in pipeline["modules"]),
     )
-    _print_table(("from", "to"), pipeline["edges"])
-    _print_table(
+    print_table(("from", "to"), pipeline["edges"])
+    print_table(
         ("option", "value", "origin"),
         ((o["name"], o["value"], o["origin"]) for o in pipeline["options"]),
     )
@@ -187,7 +276,7 @@ def _print_pipeline(pipeline: Mapping[str, Any], content_digest: str) -> None:
 def _print_repository(pipeline: Mapping[str, Any]) -> None:
     gpu = pipeline["gpu"]
     capability = gpu["compute_capability"]
-    _print_pairs(
+    print_pairs(
         {
             "pipeline": pipeline["pipeline"],
             "kind": pipeline["kind"],
@@ -195,45 +284,30 @@ def _print_repository(pipeline: Mapping[str, Any]) -> None:
             + (f" (compute capability {capability})" if capability else ""),
         }
     )
-    _print_table(
+    print_table(
         ("engine", "toolchain", "precision", "executed"),
         (
             (name, f"{e['toolchain']} {e['toolchain_version']}", e["precision"], e["executed"])
             for name, e in pipeline["engines"].items()
         ),
     )
-    _print_table(("model",), ((model,) for model in pipeline["models"]))
+    print_table(("model",), ((model,) for model in pipeline["models"]))
 
 
 def _print_members(members: Sequence[Mapping[str, Any]]) -> None:
-    _print_table(
+    print_table(
         ("member", "role", "bytes", "sha256"),
         ((m["name"], m["role"], m["size"], m["sha256"][:16]) for m in members),
     )
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else text[:99] + "…"
-
-
-def _print_pairs(pairs: Mapping[str, Any]) -> None:
-    width = max(map(len, pairs))
-    for name, value in pairs.items():
-        print(f"{name:{width}}  {value}")  # noqa: T201
-
-
-def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column == "bytes" else "left")
-    for row in rows:
-        table.add_row(*(str(value) for value in row))
-    # A pipe has no width: nothing may be folded for whoever reads it.
-    width = None if sys.stdout.isatty() else 1000
-    console = Console(width=width, markup=False, highlight=False)
-    console.print()
-    console.print(table)
+    """Return a fact on one line of about 100 characters."""
+    if isinstance(value, Mapping):
+        text = ", ".join(
+            f"{name}: {json.dumps(v, ensure_ascii=False)}" for name, v in value.items()
+        )
+    else:
+        text = json.dumps(value, ensure_ascii=False)
+    text = text if len(text) <= 100 else text[:99] + "…"
+    return f"{len(value)}: {text}" if isinstance(value, list) and len(value) > 8 else text

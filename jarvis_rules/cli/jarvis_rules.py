@@ -9,6 +9,7 @@ from jarvis_rules.cli import (
     cache,
     doctor,
     explain,
+    families,
     infer,
     inspect,
     run_action,
@@ -23,7 +24,17 @@ examples:
   jarvis-rules serve out/cpu/models
   jarvis-rules infer voice_commands hello.wav --repository out/cpu/models
 """
-_COMMANDS = (inspect, explain, serve, infer, cache, run_action, doctor, serving_environment)
+_COMMANDS = (
+    families,
+    inspect,
+    explain,
+    serve,
+    infer,
+    cache,
+    run_action,
+    doctor,
+    serving_environment,
+)
 
 
 def _run(argv: Sequence[str]) -> int:

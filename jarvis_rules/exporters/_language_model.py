@@ -41,6 +41,8 @@ SHARED_SECTIONS: Mapping[str, tuple[Key, ...]] = {
     "language_model": LANGUAGE_MODEL_KEYS,
     "language_model.config_file (bert)": BERT_KEYS,
     "language_model.config_file (distilbert)": DISTILBERT_KEYS,
+    "language_model.config (bert)": BERT_KEYS,
+    "language_model.config (distilbert)": DISTILBERT_KEYS,
 }
 
 UNUSED: tuple[UnusedWeight, ...] = (

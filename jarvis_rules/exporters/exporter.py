@@ -52,8 +52,9 @@ class Exporter:
     """One model family: the dotted NeMo classes that it reads and the function that does it.
 
     `encoders` are the values of `encoder._target_` that it reads, where families share a class.
-    `sections` are the keys that it knows, by dotted place in the configuration, `""` for the top
-    and `[]` for the entries of a list: what `jarvis-rules families` shows.
+    `sections` are the keys that it knows, by dotted place in the configuration: what `jarvis-rules
+    families` shows. `""` is the top, `[]` the entries of a list, a name in parentheses behind the
+    place one of several forms; a place may hold the name of a JSON file in the checkpoint.
     """
 
     family: str
@@ -108,20 +109,27 @@ def find_exporter(
 
 
 def export_model(source: SourceModel) -> ExportedModel:
-    """Return graphs, assets and facts of `source`, every weight of which must be accounted for.
+    """Return graphs, assets and facts of `source`; raises what `export_and_account` raises."""
+    return export_and_account(source)[0]
 
-    Raises JarvisError `export.unknown-class`, `export.unused-weight` (naming weights that are
-    neither read nor declared unused) and what the family raises.
+
+def export_and_account(
+    source: SourceModel,
+) -> tuple[ExportedModel, dict[UnusedWeight, list[str]]]:
+    """Return the model, and the names of the weights that it leaves out, by declaration.
+
+    Every weight must be accounted for. Raises JarvisError `export.unknown-class`,
+    `export.unused-weight` (naming weights that are neither read nor declared unused) and what the
+    family raises.
     """
     exporter = find_exporter(source.target, source.config)
     weights = _Recorder(source.weights)
     model = exporter.export(replace(source, weights=weights))
-    left = [
-        name
-        for name in source.weights
-        if name not in weights.read
-        and not any(fnmatchcase(name, u.pattern) for u in exporter.unused)
-    ]
+    unused: dict[UnusedWeight, list[str]] = {declared: [] for declared in exporter.unused}
+    left: list[str] = []
+    for name in (name for name in source.weights if name not in weights.read):
+        declared = next((u for u in unused if fnmatchcase(name, u.pattern)), None)
+        (left if declared is None else unused[declared]).append(name)
     if left:
         named = ", ".join(f"`{name}`" for name in sorted(left)[:_NAMED_AT_MOST])
         more = f" and {len(left) - _NAMED_AT_MOST} more" if len(left) > _NAMED_AT_MOST else ""
@@ -132,7 +140,7 @@ def export_model(source: SourceModel) -> ExportedModel:
             hint="this is a variant that the exporter does not know; leaving them out would "
             "change its results",
         )
-    return model
+    return model, unused
 
 
 class _Recorder(Mapping[str, np.ndarray]):

@@ -228,6 +228,8 @@ EXPORTER = Exporter(
         "energy_predictor": PREDICTOR_KEYS,
         "text_tokenizer": PHONEMES_KEYS,
         "text_tokenizer.g2p": G2P_KEYS,
+        "train_ds.dataset.text_tokenizer": PHONEMES_KEYS,
+        "train_ds.dataset.text_tokenizer.g2p": G2P_KEYS,
         "train_ds.dataset.vocab": VOCAB_KEYS,
     },
 )

@@ -41,6 +41,9 @@ LEGACY_DATASET_KEYS: tuple[Key, ...] = (
 )
 _TRAINING_KEYS = ignored("training only", "fc_dropout", "use_transformer_init")
 HEAD_KEYS: tuple[Key, ...] = (*used("num_fc_layers", "activation"), *_TRAINING_KEYS)
+LEGACY_HEAD_KEYS: Mapping[str, tuple[Key, ...]] = {
+    kind: (*used(f"{kind}_num_fc_layers", "activation"), *_TRAINING_KEYS) for kind in _KINDS
+}
 CLASS_LABELS_KEYS: tuple[Key, ...] = used("punct_labels_file", "capit_labels_file")
 MODEL_KEYS: tuple[Key, ...] = (
     *SHARED_KEYS,
@@ -52,6 +55,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
     "": MODEL_KEYS,
     "punct_head": HEAD_KEYS,
     "capit_head": HEAD_KEYS,
+    **{f"{kind}_head (legacy)": keys for kind, keys in LEGACY_HEAD_KEYS.items()},
     "common_dataset_parameters": COMMON_KEYS,
     "dataset": LEGACY_DATASET_KEYS,
     "class_labels": CLASS_LABELS_KEYS,
@@ -94,7 +98,7 @@ def _read_head(config: Section, kind: str, legacy: bool) -> Head:
     """
     depth = f"{kind}_num_fc_layers" if legacy else "num_fc_layers"
     section = config.section(f"{kind}_head")
-    section.check((*used(depth, "activation"), *_TRAINING_KEYS))
+    section.check(LEGACY_HEAD_KEYS[kind] if legacy else HEAD_KEYS)
     return read_head(section, depth, default=1)
 
 

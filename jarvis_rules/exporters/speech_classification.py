@@ -44,11 +44,6 @@ MODEL_KEYS: tuple[Key, ...] = (
     *neutral("is_regression_task", False, reason="regression has a class of its own"),
 )
 """Other keys of the model are ignored unless they build a module, see `check_model_keys`."""
-PREPROCESSOR_KEYS: tuple[Key, ...] = (
-    *_mel_features.KEYS,
-    *(k for k in _mfcc_features.KEYS if k.name not in {m.name for m in _mel_features.KEYS}),
-)
-"""Of both kinds of features; each reads its own."""
 DECODER_KEYS: tuple[Key, ...] = (
     *used("_target_", "feat_in", "num_classes", "return_logits", "pooling_type"),
     *ignored("initial weights, training only", "init_mode"),
@@ -184,7 +179,8 @@ EXPORTER = Exporter(
     export=export_speech_classification,
     sections={
         "": MODEL_KEYS,
-        "preprocessor": PREPROCESSOR_KEYS,
+        "preprocessor (mel)": _mel_features.KEYS,
+        "preprocessor (mfcc)": _mfcc_features.KEYS,
         "crop_or_pad_augment": CROP_OR_PAD_KEYS,
         "encoder": ENCODER_KEYS,
         "encoder.jasper[]": BLOCK_KEYS,

@@ -26,6 +26,8 @@ _WINDOW, _FILTERBANK, _VOCABULARY = (
     "featurizer_fb.npy",
     "jarvis_decoder_vocabulary.txt",
 )
+_TOKENIZATIONS = ("character", "sentencepiece", "wordpiece")
+_WORD_START, _CONTINUED = "\u2581", "##"
 _FACTS = ("sample_rate", "ms_per_timestep", "blank_id")
 _FEATURE_PARAMETERS = (
     "n_window_size", "n_window_stride", "n_fft", "features", "preemph", "log",
@@ -166,7 +168,8 @@ def _compose(name: str, models: Mapping[str, ModelSource], options: OptionValues
             "offline": True,
         },
     )
-    vocabulary = "".join(json.dumps(label, ensure_ascii=False) + "\n" for label in facts["labels"])
+    labels, _ = _spelling(facts)
+    vocabulary = "".join(json.dumps(label, ensure_ascii=False) + "\n" for label in labels)
     return Composition(
         pipeline,
         {
@@ -183,6 +186,8 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     features = facts.get("features")
     labels = facts.get("labels")
     missing = [name for name in _FACTS if not isinstance(facts.get(name), int | float)]
+    if facts.get("tokenization") not in _TOKENIZATIONS:
+        missing.append("tokenization")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         missing.append("labels")
     if not isinstance(features, Mapping):
@@ -195,6 +200,21 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
             slug="ejrvs.facts",
             hint="make the archive again with `nemo2jarvis`",
         )
+
+
+def _spelling(facts: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Return the labels as the decoder joins them, and what begins a word among them.
+
+    WordPiece marks the pieces that go on, SentencePiece those that begin: the decoder knows the
+    latter.
+    """
+    labels: list[str] = facts["labels"]
+    if facts["tokenization"] == "wordpiece":
+        labels = [
+            piece.removeprefix(_CONTINUED) if piece.startswith(_CONTINUED) else _WORD_START + piece
+            for piece in labels
+        ]
+    return labels, " " if facts["tokenization"] == "character" else _WORD_START
 
 
 def _feature_extractor(model: str, facts: Mapping[str, Any], options: OptionValues) -> Module:
@@ -264,7 +284,7 @@ def _ctc_decoder(model: str, facts: Mapping[str, Any], options: OptionValues) ->
             "blank_id": facts["blank_id"],
             "ms_per_timestep": facts["ms_per_timestep"],
             "asr_model_delay": options.integer("greedy_decoder.asr_model_delay"),
-            "word_separator": " ",
+            "word_separator": _spelling(facts)[1],
         },
         files={_VOCABULARY: f"ctc_decoder/{_VOCABULARY}"},
         instance_group_count=options.integer("instance_group_count"),
@@ -274,7 +294,7 @@ def _ctc_decoder(model: str, facts: Mapping[str, Any], options: OptionValues) ->
 PIPELINE = PipelineKind(
     name="speech_recognition",
     help="speech to text with word time stamps",
-    slots=(Slot("acoustic_model", families=("conv_asr",)),),
+    slots=(Slot("acoustic_model", families=("conv_asr", "conformer_ctc")),),
     options=OPTIONS,
     engines=("acoustic_model",),
     backends=("feature_extractor", "ctc_decoder"),

@@ -193,3 +193,26 @@ def test_a_model_of_another_family_is_refused(executor, ejrvs, tmp_path):
 def test_the_wrong_models_are_refused(models):
     with pytest.raises(UsageError, match="takes 1 models"):
         build_pipeline("speech_recognition", "asr", models, {}, Path("x.jmir"))
+
+
+@pytest.mark.parametrize(
+    ("tokenization", "labels", "expected", "separator"),
+    [
+        ("character", [" ", "a"], [" ", "a"], " "),
+        ("sentencepiece", ["\u2581the", "re"], ["\u2581the", "re"], "\u2581"),
+        ("wordpiece", ["the", "##re", "[UNK]"], ["\u2581the", "re", "\u2581[UNK]"], "\u2581"),
+    ],
+)
+def test_labels_say_where_words_begin(compose, golden, tokenization, labels, expected, separator):
+    facts = {**golden.facts, "tokenization": tokenization, "labels": labels}
+    composition = compose(facts=facts)
+    written = composition.members["ctc_decoder/jarvis_decoder_vocabulary.txt"]
+    assert [json.loads(line) for line in written.decode().splitlines()] == expected
+    decoder = composition.pipeline.modules[2]
+    assert decoder.parameters["word_separator"] == separator
+
+
+@pytest.mark.parametrize("tokenization", [None, "agg"])
+def test_labels_of_an_unknown_kind_are_refused(compose, golden, tokenization):
+    with pytest.raises(IntegrityError, match="tokenization"):
+        compose(facts={**golden.facts, "tokenization": tokenization})
