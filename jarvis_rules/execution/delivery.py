@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.core.digest import Digest
 from jarvis_rules.errors import IntegrityError
 from jarvis_rules.execution.file_digests import FileDigests, stamp_entries
-from jarvis_rules.execution.store import Store
+from jarvis_rules.execution.store import UNFINISHED, Store
 
 # Python writes it beside a model that a server has loaded.
 _UNLISTED = "__pycache__"
@@ -93,8 +94,21 @@ def deliver(
         if not digests.matches(path, digest):
             digests.record(path, digest, store.copy_to(digest, path))
     if destination.record is not None:
-        digest = store.put_bytes(dump_readable_json(dict(record)))
-        store.copy_to(digest, destination.record)
+        _write_record(destination.record, record)
+
+
+def _write_record(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(dump_readable_json(dict(record)))
+            out.flush()
+            os.fsync(out.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _keep_previous(path: Path, record: Mapping[str, Any]) -> None:

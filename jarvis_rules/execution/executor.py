@@ -156,9 +156,25 @@ class Executor:
             cached = self._deliver_cached(spec, action, key, destination)
             if cached is not None:
                 return cached, "cached"
+            return self._execute_and_deliver(spec, action, key, resolved, destination), "executed"
+
+    def _execute_and_deliver(
+        self,
+        spec: ActionSpec,
+        action: Action,
+        key: Digest,
+        resolved: _Resolved,
+        destination: Destination | None,
+    ) -> ActionResult:
+        result = self.store.put_result(key, self._execute(spec, action, key, resolved))
+        try:
+            self._deliver(spec, action, key, result, destination)
+        except BlobMissingError:
+            # Another process has collected the blob, or taken the new one for the damaged old one.
+            self.store.forget(key)
             result = self.store.put_result(key, self._execute(spec, action, key, resolved))
             self._deliver(spec, action, key, result, destination)
-        return result, "executed"
+        return result
 
     def _deliver_cached(
         self, spec: ActionSpec, action: Action, key: Digest, destination: Destination | None

@@ -122,7 +122,9 @@ class Store:
     def put_bytes(self, data: bytes) -> Digest:
         """Store `data` and return its digest."""
         digest = digest_bytes(data)
-        if not self.has(digest):
+        try:
+            self.verify(digest)
+        except BlobMissingError:
             with self.scratch() as folder:
                 file = folder / "blob"
                 file.write_bytes(data)

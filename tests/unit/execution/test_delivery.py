@@ -402,3 +402,15 @@ def test_other_models_are_no_conflict(out, store, digests):
     (out.tree / "other").mkdir(parents=True)
     (out.tree / "other" / "config.pbtxt").touch()
     assert find_conflict(digests, TREE, result_of(store, TREE, MODELS), out.tree) is None
+
+
+def test_what_the_store_holds_of_a_record_does_not_matter(put, out, store, digests):
+    put(MODELS)
+    record = out.record.read_bytes()
+    blob = store.path(store.put_bytes(record))
+    blob.chmod(0o644)
+    blob.write_bytes(bytes(len(record)))
+    out.record.unlink()
+    put(MODELS)
+    assert out.record.read_bytes() == record
+    assert is_intact(digests, TREE, out)

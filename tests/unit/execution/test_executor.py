@@ -558,3 +558,21 @@ def test_two_processes_run_the_same_action(overlay, tmp_path):
     store = Store(tmp_path)
     assert store.read(digest_bytes(b"x")) == b"x"
     store.close()
+
+
+def test_a_blob_that_vanishes_between_making_and_delivering_is_made_again(
+    executor, store, probe, tmp_path, monkeypatch
+):
+    real, lost = store.copy_to, []
+
+    def copy(digest, target):
+        if not lost:
+            lost.append(digest)
+            store.path(digest).unlink()
+        return real(digest, target)
+
+    monkeypatch.setattr(store, "copy_to", copy)
+    target = Destination(tmp_path / "x", record=tmp_path / "x.action.json")
+    assert executor.run(probe({"write": {"out": "text"}}), target).outcome == "executed"
+    assert lost
+    assert target.file.read_text() == "text"

@@ -304,3 +304,11 @@ def test_a_cache_of_one_s_own_stays_one_s_own(tmp_path):
     with contextlib.closing(Store(tmp_path / "cache")) as store:
         store.put_bytes(b"x")
     assert not any(p.stat().st_mode & 0o020 for p in (tmp_path / "cache").rglob("*"))
+
+
+def test_putting_bytes_heals_a_damaged_blob_of_their_name(store):
+    digest = store.put_bytes(DATA)
+    store.path(digest).chmod(0o644)
+    store.path(digest).write_bytes(bytes(len(DATA)))
+    assert store.put_bytes(DATA) == digest
+    assert store.read(digest) == DATA
