@@ -7,7 +7,6 @@ it, with one entry if a family was named.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,35 +66,26 @@ def _print_all(families: Sequence[Mapping[str, Any]]) -> None:
             (f["family"], f["summary"], _short_names(f["classes"]), _short_names(f["encoders"]))
             for f in families
         ),
+        gap=False,
     )
 
 
 def _print_family(family: Mapping[str, Any]) -> None:
     from jarvis_rules.cli.output import print_pairs, print_table
-    from jarvis_rules.reporting.families import group_keys
+    from jarvis_rules.reporting.families import group_sections
 
     print_pairs({"family": family["family"], "what": family["summary"]})
     print_table(("NeMo class",), ((name,) for name in family["classes"]))
     print_table(("encoder._target_",), ((name,) for name in family["encoders"]))
-    for section in family["sections"]:
+    for places, keys in group_sections(family["sections"]):
         print_table(
-            (section["place"] or "top of the configuration", "treatment"),
-            (
-                (", ".join(names), treatment_text(treatment, values, reason))
-                for names, treatment, values, reason in group_keys(section)
-            ),
+            (", ".join(place or "top of the configuration" for place in places), "keys"),
+            ((treatment, ", ".join(names)) for names, treatment in keys),
         )
     print_table(
         ("weights left out", "why"),
         ((unused["pattern"], unused["reason"]) for unused in family["unused_weights"]),
     )
-
-
-def treatment_text(treatment: str, values: Sequence[Any], reason: str) -> str:
-    """Return how a key is treated, in words, with values as YAML would have them."""
-    if treatment == "neutral":
-        treatment = "only " + " or ".join(json.dumps(value) for value in values)
-    return f"{treatment}: {reason}" if reason else treatment
 
 
 def _short_names(dotted: Sequence[str]) -> str:

@@ -127,12 +127,28 @@ def _describe_graphs(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
         graphs.append(
             {
                 "name": name,
-                "inputs": tensors.get("inputs"),
-                "outputs": tensors.get("outputs"),
+                "inputs": _tensors(tensors.get("inputs")),
+                "outputs": _tensors(tensors.get("outputs")),
                 "full_precision_nodes": len(marked.get(name, ())),
             }
         )
     return graphs
+
+
+def _tensors(described: Any) -> Any:
+    """Return `described` if it is a list of tensors, else None: facts may hold anything."""
+    is_list = isinstance(described, list) and all(
+        isinstance(tensor, Mapping)
+        and tensor.keys() == {"name", "dtype", "shape"}
+        and isinstance(tensor["name"], str)
+        and isinstance(tensor["dtype"], str)
+        and isinstance(tensor["shape"], list)
+        and all(
+            isinstance(size, int | str) and not isinstance(size, bool) for size in tensor["shape"]
+        )
+        for tensor in described
+    )
+    return described if is_list else None
 
 
 def _describe_jmir(path: Path) -> dict[str, Any]:
@@ -175,7 +191,7 @@ def _print_text(document: Mapping[str, Any]) -> None:
             print_pairs(
                 {
                     "class": document["class"],
-                    "NeMo version": document["nemo_version"],
+                    "NeMo version": document["nemo_version"] or "unknown",
                     "weights": f"{document['values']:,} values, with buffers, in {tensors} tensors",
                     "family": export["family"] or "none",
                     **_refusal(export["refusal"]),
@@ -237,7 +253,7 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
 
 def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
     print_table(
-        ("graph", "float32 nodes", "tensor", "name", "type", "shape"),
+        ("graph", "kept float32", "tensor", "name", "type", "shape"),
         (row for graph in graphs for row in _graph_rows(graph)),
     )
 
@@ -303,7 +319,9 @@ def _print_members(members: Sequence[Mapping[str, Any]]) -> None:
 
 def _short(value: Any) -> str:
     """Return a fact on one line of about 100 characters."""
-    if isinstance(value, Mapping):
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, Mapping):
         text = ", ".join(
             f"{name}: {json.dumps(v, ensure_ascii=False)}" for name, v in value.items()
         )

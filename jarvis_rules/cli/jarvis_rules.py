@@ -13,6 +13,7 @@ from jarvis_rules.cli import (
     infer,
     inspect,
     run_action,
+    scan,
     serve,
     serving_environment,
 )
@@ -21,12 +22,14 @@ from jarvis_rules.cli.command import ArgumentParser, add_version, run_command
 _EXAMPLES = """\
 examples:
   jarvis-rules inspect out/any/voice_commands.jmir
+  jarvis-rules scan model.nemo
   jarvis-rules serve out/cpu/models
   jarvis-rules infer voice_commands hello.wav --repository out/cpu/models
 """
 _COMMANDS = (
     families,
     inspect,
+    scan,
     explain,
     serve,
     infer,

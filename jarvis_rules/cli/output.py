@@ -1,4 +1,4 @@
-"""What read commands print on stdout: JSON, pairs and tables, with nothing a terminal would obey."""
+"""What read commands print: JSON, pairs and tables, and nothing that a terminal would obey."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_NUMERIC = ("bytes", "weights", "float32 nodes")
+_NUMERIC = ("bytes", "weights", "kept float32")
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -25,8 +25,8 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
         print(f"{printable(name):{width}}  {printable(value)}")  # noqa: T201
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table behind an empty line; nothing where there are no rows."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, gap: bool = True) -> None:
+    """Print a table, behind an empty line if there is a `gap`; nothing where there are no rows."""
     from rich.console import Console
     from rich.table import Table
 
@@ -47,8 +47,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         highlight=False,
         emoji=False,
     )
-    console.print()
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    print(*([""] if gap else []), *lines, sep="\n")  # noqa: T201
 
 
 def printable(value: object) -> str:

@@ -33,7 +33,7 @@ RATIO_GRACE = 1 << 20
 MAX_EXPANDED = 1 << 20  # values of a tensor that shows more than its storage has
 MAX_SHARING = 64  # tensors may share storages (tied weights), but not without end
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _REBUILD = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -50,7 +50,7 @@ _STORAGES = {
     "torch.ByteStorage": "<u1",
     "torch.BoolStorage": "<u1",
 }
-_KNOWN = {*_REBUILD, *_PARAMETER, _ORDERED_DICT, *_STORAGES}
+KNOWN_CALLABLES = {*_REBUILD, *_PARAMETER, _ORDERED_DICT, *_STORAGES}
 
 _FETCH_AGAIN = "fetch the file again and compare its checksum with the publisher's"
 _SAVE_AGAIN = "save the plain state dict again with `torch.save(model.state_dict(), …)`"
@@ -116,7 +116,7 @@ def _read_legacy(data: memoryview) -> Mapping[str, Array]:
         if error.slug == "checkpoint.would-execute":
             raise
         magic = None
-    if magic != _LEGACY_MAGIC:
+    if magic != LEGACY_MAGIC:
         raise _refused("not-a-zip", "neither a zip nor a legacy checkpoint of torch")
     if (protocol := machine.run(stream)) != _LEGACY_PROTOCOL:
         raise _refused("unsupported", f"unknown legacy protocol {_short(protocol)}")
@@ -493,7 +493,7 @@ class _Machine:
 
     def symbol(self, module: object, name: object) -> None:
         symbol = _Symbol(f"{module}.{name}")
-        if symbol.name not in _KNOWN:
+        if symbol.name not in KNOWN_CALLABLES:
             self.foreign = self.foreign or symbol
         self.stack.append(symbol)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from jarvis_rules.errors import IntegrityError, UsageError, did_you_mean
+from jarvis_rules.formats.stored_gzip import StoredGzip, read_stored
 
 BLOCK = 512
 MAX_HEADERS = 2048  # a member takes one, with pax records or a long name two
@@ -63,22 +64,47 @@ class TarMember:
 
 
 class TarArchive:
-    """A checked, memory-mapped tar; a context manager. Views stay valid after it is closed."""
+    """A checked, memory-mapped tar; a context manager. Views stay valid after it is closed.
 
-    def __init__(self, path: Path, members: tuple[TarMember, ...], data: mmap.mmap) -> None:
+    `stored` is its content where it lies in blocks of stored gzip.
+    """
+
+    def __init__(
+        self, path: Path, members: tuple[TarMember, ...], data: mmap.mmap | StoredGzip
+    ) -> None:
         self.path = path
         self.members = members
-        self._data: mmap.mmap | None = data
+        self._data: mmap.mmap | StoredGzip | None = data
 
     def find(self, name: str) -> TarMember | None:
         """Return the member of exactly this normalised name, or None."""
         return next((member for member in self.members if member.name == name), None)
 
+    @property
+    def stored(self) -> StoredGzip | None:
+        """The stored blocks that the tar lies in, or None where it lies in one piece."""
+        return self._data if isinstance(self._data, StoredGzip) else None
+
     def view(self, member: TarMember) -> memoryview:
-        """Return the member's bytes, read-only and without copying."""
+        """Return the member's bytes, read-only; not copied unless the tar lies in blocks."""
+        start, end = member.offset, member.offset + member.size
+        data = self._open_data()
+        if isinstance(data, StoredGzip):
+            return memoryview(data[start:end])
+        return memoryview(data)[start:end]
+
+    def pieces(self, start: int, end: int) -> Iterator[memoryview]:
+        """Yield the bytes from `start` to `end` of the tar, read-only and without copying."""
+        data = self._open_data()
+        if isinstance(data, StoredGzip):
+            yield from data.pieces(start, end)
+        else:
+            yield memoryview(data)[start:end]
+
+    def _open_data(self) -> mmap.mmap | StoredGzip:
         if self._data is None:
             raise ValueError("the archive is closed")
-        return memoryview(self._data)[member.offset : member.offset + member.size]
+        return self._data
 
     def close(self) -> None:
         """Give up the mapping; it ends with its last view.
@@ -111,33 +137,38 @@ def quoted(text: str, limit: int = 120) -> str:
     return "`" + shown.replace("`", "'") + ("…`" if len(text) > limit else "`")
 
 
-def open_tar(path: Path, kind: str = "tar") -> TarArchive:
+def open_tar(path: Path, kind: str = "tar", *, in_blocks: bool = False) -> TarArchive:
     """List and check a plain or gzip tar, told apart by magic, and map it into memory.
 
     `kind` is the first half of every slug (`nemo.member-link`). A gzip archive is decompressed
-    into an unlinked temporary file under `MAX_RATIO` and `MAX_INFLATED_SIZE`. The file must not be
+    into an unlinked temporary file under `MAX_RATIO` and `MAX_INFLATED_SIZE`; one of stored blocks
+    is read where it lies if `in_blocks`, and its members are then in pieces. The file must not be
     truncated while it is open: the kernel would kill the process, as with every mapping.
     Raises `UsageError` where the file cannot be read and `IntegrityError` where it is refused.
     Format: POSIX.1-2001 ustar and pax, GNU long names, RFC 1952 gzip.
     """
-    refuse = _Refusals(path, kind)
+    refuse = Refusals(path, kind)
     try:
-        with _open_regular(path) as source:
+        with open_regular(path) as source:
             magic = source.read(len(GZIP_MAGIC))
             source.seek(0)
             if not magic:
                 raise refuse("empty", "expected a tar archive, got an empty file")
             if magic != GZIP_MAGIC:
                 return _map(path, source, refuse)
+            if in_blocks and (stored := _stored(source)) is not None:
+                return TarArchive(path, tuple(_Listing(stored, refuse)), stored)
             with tempfile.TemporaryFile() as plain:
                 _inflate(source, plain, refuse)
                 return _map(path, plain, refuse)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusals:
+class Refusals:
+    """Makes the error for a file: `kind` is the first half of the slug, `name` the second."""
+
     path: Path
     kind: str
 
@@ -146,7 +177,8 @@ class _Refusals:
         return IntegrityError(message, slug=f"{self.kind}.{name}", hint=hint, where=str(self.path))
 
 
-def _open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file that is none of the kinds that block or never end; `UsageError` otherwise."""
     # Opening a named pipe would wait for a writer, so the type is asked first.
     if not stat.S_ISREG(path.stat().st_mode):
         kind = "a folder" if path.is_dir() else "not a regular file"
@@ -154,7 +186,8 @@ def _open_regular(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _unreadable(path: Path, error: OSError) -> UsageError:
+def unreadable(path: Path, error: OSError) -> UsageError:
+    """Return the error for a path that the system does not let us read."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         reason = error.strerror or str(error)
         return UsageError(f"cannot be read: {reason}", slug="file.unreadable", where=str(path))
@@ -166,7 +199,7 @@ def _unreadable(path: Path, error: OSError) -> UsageError:
     return UsageError("no such file", slug="file.missing", hint=hint, where=str(path))
 
 
-def _inflate(source: IO[bytes], plain: IO[bytes], refuse: _Refusals) -> None:
+def _inflate(source: IO[bytes], plain: IO[bytes], refuse: Refusals) -> None:
     consumed = produced = streams = 0
     decoder = zlib.decompressobj(31)
     while chunk := source.read(_CHUNK):
@@ -192,7 +225,7 @@ def _inflate(source: IO[bytes], plain: IO[bytes], refuse: _Refusals) -> None:
     plain.flush()
 
 
-def _check_inflation(consumed: int, produced: int, refuse: _Refusals) -> None:
+def _check_inflation(consumed: int, produced: int, refuse: Refusals) -> None:
     if produced > MAX_INFLATED_SIZE:
         raise refuse("compression-bomb", f"decompresses to more than {MAX_INFLATED_SIZE} bytes")
     if produced > RATIO_GRACE and produced > MAX_RATIO * consumed:
@@ -200,20 +233,25 @@ def _check_inflation(consumed: int, produced: int, refuse: _Refusals) -> None:
         raise refuse("compression-bomb", message)
 
 
-def _map(path: Path, source: IO[bytes], refuse: _Refusals) -> TarArchive:
+def _stored(source: IO[bytes]) -> StoredGzip | None:
+    data = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+    return read_stored(data, source.fileno())
+
+
+def _map(path: Path, source: IO[bytes], refuse: Refusals) -> TarArchive:
     size = source.seek(0, 2)
     if size < BLOCK:
         raise refuse("not-a-tar", f"{size} bytes are less than one tar header")
     data = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
-    return TarArchive(path, tuple(_Listing(data, refuse)), data)
+    return TarArchive(path, tuple(TarListing(data, refuse)), data)
 
 
 @dataclass(slots=True)
-class _Listing:
+class TarListing:
     """One pass over the headers of a plain tar, yielding what passed every check."""
 
     data: mmap.mmap
-    refuse: _Refusals
+    refuse: Refusals
     seen: set[str] = field(default_factory=set)
     total: int = 0
 
@@ -233,7 +271,7 @@ class _Listing:
                 target |= self.extension(header[156:157], at, size)
             else:
                 extra, own = shared | own, {}
-                name = self.decoded(extra.get("path", _header_name(header)))
+                name = self.decoded(extra.get("path", header_name(header)))
                 size = self.settled_size(name, size, extra)
                 if member := self.checked(name, header, at, size):
                     yield member
@@ -370,7 +408,7 @@ class _Listing:
             raise self.refuse("trailing-data", f"goes on after its end mark at byte {at}")
 
 
-def _header_name(header: bytes) -> bytes:
+def header_name(header: bytes) -> bytes:
     """Return the member name of a ustar, GNU or v7 header, its prefix joined."""
     name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
     # GNU keeps times where ustar keeps the prefix; only the magic tells them apart.

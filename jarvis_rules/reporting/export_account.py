@@ -16,7 +16,7 @@ from jarvis_rules.exporters.exporter import (
     find_exporter,
 )
 
-_OTHER = "builds nothing: a variable for other keys, or a setting of training"
+_OTHER = "builds no module; at most other keys refer to it"
 _LARGEST_FILE = 1 << 20
 _LONGEST = 80
 

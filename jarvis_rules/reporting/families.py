@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jarvis_rules.exporters.exporter import Exporter, list_exporters
@@ -49,21 +50,33 @@ def describe_family(exporter: Exporter) -> dict[str, Any]:
     }
 
 
-def group_keys(section: Mapping[str, Any]) -> list[tuple[list[str], str, list[Any], str]]:
-    """Return the keys of a described section as names, treatment, values and reason.
+def group_sections(
+    sections: Iterable[Mapping[str, Any]],
+) -> list[tuple[list[str], list[tuple[list[str], str]]]]:
+    """Return described sections as their places, and their keys by treatment.
 
-    Keys of one treatment and reason are one entry: used ones first, then neutral, then ignored.
+    Places with the same keys are one entry. Keys are given as names and the treatment in words:
+    used ones first, then those with few values, then those without effect.
     """
-    groups: dict[tuple[str, str], list[str]] = {}
-    neutral = []
-    for key in section["keys"]:
-        if key["treatment"] == "neutral":
-            neutral.append(([key["name"]], "neutral", key["values"], key["reason"]))
-        else:
-            groups.setdefault((key["treatment"], key["reason"]), []).append(key["name"])
-    both = [(names, treatment, [], reason) for (treatment, reason), names in groups.items()]
-    return [
-        *(group for group in both if group[1] == "used"),
-        *neutral,
-        *(group for group in both if group[1] == "ignored"),
-    ]
+    places: dict[str, list[str]] = {}
+    keys: dict[str, list[tuple[list[str], str]]] = {}
+    for section in sections:
+        same = json.dumps(section["keys"])
+        places.setdefault(same, []).append(section["place"])
+        keys.setdefault(same, _group_keys(section["keys"]))
+    return [(places[same], keys[same]) for same in places]
+
+
+def _group_keys(keys: Iterable[Mapping[str, Any]]) -> list[tuple[list[str], str]]:
+    order = ("used", "neutral", "ignored")
+    groups: dict[str, list[str]] = {}
+    for key in sorted(keys, key=lambda key: order.index(key["treatment"])):
+        groups.setdefault(_words(key), []).append(key["name"])
+    return [(names, words) for words, names in groups.items()]
+
+
+def _words(key: Mapping[str, Any]) -> str:
+    treatment = key["treatment"]
+    if treatment == "neutral":  # values as YAML has them
+        treatment = "only " + " or ".join(json.dumps(value) for value in key["values"])
+    return f"{treatment}: {key['reason']}" if key["reason"] else treatment

@@ -1,6 +1,6 @@
-"""NemoExport: a `.nemo` checkpoint → an `.ejrvs` archive with ONNX graphs.
+"""NemoExport: a `.nemo` checkpoint → an `.ejrvs` archive with ONNX graphs, or with weights.
 
-Request: `model`: input path.
+Request: `model`: input path; `format`: `ONNX`, or `CKPT` for the checked weights as safetensors.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,6 +231,12 @@ def test_dependencies_are_explained():
         word.partition("[")[0] for word in first_column(ROOT / "CONTRIBUTING.md", "Dependencies")
     }
     assert explained == names
+
+
+def test_the_page_of_families_is_what_the_exporters_say():
+    make = runpy.run_path(str(DOCS / "make_families.py"))
+    is_current = make["render"]() == make["PAGE"].read_text(encoding="utf-8")
+    assert is_current, "docs/reference/families.md is stale; run: python docs/make_families.py"
 
 
 # --- commands ---------------------------------------------------------------------------------

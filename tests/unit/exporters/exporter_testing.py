@@ -50,6 +50,35 @@ def recorded(name: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def alone_logprobs(
+    name: str, prefix: str = ""
+) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    """Return features, lengths and, by item, what NeMo gave for the item alone, where recorded."""
+    r = recorded(name)
+    results = recorded(f"{name}.alone") if (MODELS / f"{name}.alone.npz").is_file() else r
+    found = {
+        int(key.removeprefix(f"{prefix}logprobs_")): value
+        for key, value in results.items()
+        if key.startswith(f"{prefix}logprobs_") and key.removeprefix(f"{prefix}logprobs_").isdigit()
+    }
+    return r[f"{prefix}features"], r[f"{prefix}features_length"], found
+
+
+def largest(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest absolute difference, infinity where the shapes differ, 0 of no numbers."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(found - expected).max(initial=0.0))
+
+
+def with_garbage(features: np.ndarray, lengths: np.ndarray, value: float = 1e3) -> np.ndarray:
+    """Return a copy of `features` [batch, channels, time] with `value` behind the lengths."""
+    noise = features.copy()
+    for row, n in zip(noise, lengths, strict=True):
+        row[:, n:] = value
+    return noise
+
+
 def dump(model: ExportedModel) -> dict[str, bytes]:
     """Return all that is exported, as files."""
     files = dict(model.assets)

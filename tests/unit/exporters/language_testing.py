@@ -4,6 +4,8 @@ import functools
 import json
 from dataclasses import replace
 
+import numpy as np
+
 from jarvis_rules.exporters import (
     intent_slot,
     punctuation,
@@ -75,6 +77,19 @@ def mutate(config, place, value):
     for part in parents:
         config = config[part]
     config[last] = value
+
+
+def with_garbage(name, record):
+    """Return the inputs of a record with random tokens where the mask hides them."""
+    encoder = encoder_of(load(name))
+    noise, hidden = np.random.RandomState(5), record["attention_mask"] == 0
+    noisy = {"attention_mask": record["attention_mask"]}
+    for key, rows in (
+        ("input_ids", encoder["vocab_size"]),
+        ("token_type_ids", encoder.get("type_vocab_size", 2)),
+    ):
+        noisy[key] = np.where(hidden, noise.randint(0, rows, hidden.shape), record[key])
+    return noisy
 
 
 class Runner:

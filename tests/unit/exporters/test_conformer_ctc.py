@@ -25,7 +25,17 @@ from jarvis_rules.exporters.conformer_ctc import export_conformer_ctc
 from jarvis_rules.exporters.exporter import export_model
 
 from . import exporter_testing
-from .exporter_testing import GRAPH, Runner, dump, recorded, source, variants
+from .exporter_testing import (
+    GRAPH,
+    Runner,
+    alone_logprobs,
+    dump,
+    largest,
+    recorded,
+    source,
+    variants,
+    with_garbage,
+)
 
 FAMILY = "conformer_ctc"
 VARIANTS = variants(FAMILY)
@@ -50,26 +60,6 @@ TOLERANCE = 1e-4
 LAYER = "encoder.layers.0"
 
 
-def alone(name, prefix=""):
-    """Return the features, lengths and, by item, NeMo's results of the item alone."""
-    r = recorded(name)
-    if name == "conformer":
-        results = recorded("conformer.alone")
-    else:
-        results = {k.removeprefix(prefix): v for k, v in r.items() if k.startswith(prefix)}
-    found = {
-        int(key.removeprefix("logprobs_")): v
-        for key, v in results.items()
-        if key.startswith("logprobs_") and key.removeprefix("logprobs_").isdigit()
-    }
-    return r[f"{prefix}features"], r[f"{prefix}features_length"], found
-
-
-def largest(a, b):
-    assert a.shape == b.shape
-    return float(np.abs(a - b).max(initial=0.0))
-
-
 # ---- results
 
 
@@ -90,9 +80,9 @@ def test_the_leak_of_nemo_can_be_reproduced(name, prefix):
 @pytest.mark.parametrize(
     ("name", "prefix"), [("conformer", ""), *((v, p) for v in VARIANTS for p in ("", "edge_"))]
 )
-def test_every_item_equals_nemo_alone(name, prefix):
+def test_every_item_equals_nemo_alone_logprobs(name, prefix):
     """In its batch, and cut to its length: of 18 to 61 frames, and of every length from 0 to 9."""
-    features, frames, expected = alone(name, prefix)
+    features, frames, expected = alone_logprobs(name, prefix)
     assert len(expected) >= (5 if prefix else 3)
     run = Runner(export_model(source(name)))
     together, lengths = run(features, frames)
@@ -113,7 +103,7 @@ def test_the_longest_item_equals_nemo_in_the_batch(name):
     longest = int(np.argmax(r["features_length"]))
     full = int(r["features_length"][longest])
     logprobs, length = run(r["features"][longest : longest + 1, :, :full], [full])
-    _, _, expected = alone(name)
+    _, _, expected = alone_logprobs(name)
     assert largest(logprobs[0, : length[0]], expected[longest]) <= TOLERANCE
     if "logprobs_full_length" in r:
         logprobs, _ = run(r["features"], np.full(3, r["features"].shape[2]))
@@ -124,7 +114,7 @@ def test_the_longest_item_equals_nemo_in_the_batch(name):
 def test_where_nemo_leaks(name):
     """NeMo's own result changes with the batch exactly where the masks are needed."""
     r = recorded(name)
-    _, _, expected = alone(name)
+    _, _, expected = alone_logprobs(name)
     kept = [min(n, len(expected[i])) for i, n in enumerate(r["encoded_length"])]
     leak = max(largest(r["logprobs"][i, :n], expected[i][:n]) for i, n in enumerate(kept))
     assert (leak > 0.01) == (name.rpartition("/")[2] in LEAKING)
@@ -139,10 +129,7 @@ def test_an_item_does_not_depend_on_its_batch(name):
     features, frames = r["features"], r["features_length"]
     together, lengths = run(features, frames)
     for garbage in (1e3, -1e30, np.inf, np.nan):
-        noise = features.copy()
-        for row, n in zip(noise, frames, strict=True):
-            row[:, n:] = garbage
-        noisy, _ = run(noise, frames)
+        noisy, _ = run(with_garbage(features, frames, garbage), frames)
         for i, n in enumerate(lengths):
             assert noisy[i, :n].tobytes() == together[i, :n].tobytes()
     for i, n in enumerate(lengths):
@@ -750,7 +737,7 @@ def test_integer_weights_are_refused():
 def test_weights_of_another_precision_are_rounded_once(dtype):
     model = source("conformer")
     cast = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in model.weights.items()}
-    features, frames, expected = alone("conformer")
+    features, frames, expected = alone_logprobs("conformer")
     exported = export_model(replace(model, weights=cast))
     logprobs, lengths = Runner(exported)(features, frames)
     limit = TOLERANCE if dtype is np.float64 else 1.0

@@ -14,6 +14,18 @@ from jarvis_rules.exporters.exporter import export_model
 from jarvis_rules.exporters.fastpitch import export_fastpitch
 
 from .exporter_testing import MODELS, dump, recorded, source, variants
+from .fastpitch_testing import (
+    GRAPHS,
+    OUTPUTS,
+    RUNS,
+    Runner,
+    alone,
+    cut,
+    inputs_of,
+    item,
+    with_alone,
+    with_garbage,
+)
 
 VARIANTS = variants("fastpitch")
 LARGE = ("fastpitch", "fastpitch_char")
@@ -21,50 +33,8 @@ EVERY = (*LARGE, *VARIANTS)
 SPEAKERS, CONDITIONS, ENERGY, LABELS = (
     f"variants/fastpitch/{name}" for name in ("speakers", "conditions", "energy", "labels")
 )
-OUTPUTS = ("spect", "num_frames", "durs_predicted", "log_durs_predicted", "pitch_predicted")
-RUNS = {"": ("pitch_zero", "pace_one"), "_shifted": ("pitch", "pace")}
-GRAPHS = ("encoder.onnx", "decoder.onnx")
 TOLERANCE = 1e-4  # measured: 1.3e-6 on spectra, 5e-6 on logarithms, 1.2e-4 on 75 frames
 BANNED = {"NonZero", "Loop", "If", "Scan", "DFT", "Range", "Identity", "BatchNormalization"}
-
-
-class Runner:
-    """Both graphs in onnxruntime on one thread, joined as a server joins them."""
-
-    def __init__(self, model):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        files = dump(model)
-        self.encoder, self.decoder = (
-            onnxruntime.InferenceSession(files[name], options, providers=["CPUExecutionProvider"])
-            for name in GRAPHS
-        )
-
-    def __call__(self, inputs, frames=None):
-        names = [output.name for output in self.encoder.get_outputs()]
-        found = dict(zip(names, self.encoder.run(names, inputs), strict=True))
-        index = np.arange(frames or max(1, int(found["num_frames"].max())))
-        given = {i.name: found[i.name] for i in self.decoder.get_inputs() if i.name in found}
-        (found["spect"],) = self.decoder.run(["spect"], given | {"frame_index": index})
-        return found
-
-
-def inputs_of(record, run, rows=slice(None), tokens=None, prefix=""):
-    """Return the inputs of a recorded run, of some rows, cut to a number of tokens."""
-    pitch, pace = RUNS[run]
-    names = {"text": "text", "pitch": pitch, "pace": pace}
-    inputs = {name: record[prefix + key][rows, :tokens] for name, key in names.items()}
-    if f"{prefix}speaker" in record:
-        inputs["speaker"] = record[f"{prefix}speaker"][rows]
-    return inputs
-
-
-def with_alone(name):
-    """Return a record with the outputs of each text alone."""
-    return recorded(name) | (recorded(f"{name}.alone") if name in LARGE else {})
 
 
 def assert_close(found, expected, limit=TOLERANCE):
@@ -74,20 +44,6 @@ def assert_close(found, expected, limit=TOLERANCE):
         got = found[key][..., : want.shape[-1]] if want.ndim else found[key]
         assert got.shape == want.shape, key
         assert np.abs(got - want).max(initial=0) <= limit * max(1, np.abs(want).max(initial=0)), key
-
-
-def item(found, i):
-    return {key: found[key][i] for key in OUTPUTS}
-
-
-def alone(record, i, run, prefix=""):
-    return {key: record[f"{prefix}{key}{run}_{i}"] for key in OUTPUTS}
-
-
-def cut(outputs, tokens):
-    """Return the outputs of one item without its padding."""
-    frames = int(outputs["num_frames"])
-    return {k: v[..., : frames if k == "spect" else tokens] for k, v in outputs.items() if v.ndim}
 
 
 # ---- results
@@ -144,11 +100,7 @@ def test_an_item_does_not_depend_on_its_batch(name):
     inputs = inputs_of(r, "_shifted")
     together = graph(inputs)
     frames = together["spect"].shape[2]
-    noisy = {key: value.copy() for key, value in inputs.items()}
-    for i, n in enumerate(r["text_length"]):
-        noisy["pitch"][i, n:] = np.nan
-        noisy["pace"][i, n:] = 0
-    garbage = graph(noisy)
+    garbage = graph(with_garbage(inputs, r["text_length"]))
     pad = inputs["text"][r["text_length"].argmin(), -1]
     longer = {
         key: np.pad(value, ((0, 0), (0, 7)), constant_values=pad if key == "text" else 1)

@@ -25,10 +25,10 @@ from .language_testing import (
     INPUTS,
     LARGE,
     VARIANTS,
-    encoder_of,
     load,
     runner,
     with_encoder,
+    with_garbage,
 )
 
 TOLERANCE = 1e-4
@@ -75,14 +75,7 @@ def test_an_item_does_not_depend_on_its_batch(name):
     r = recorded(name)
     run = runner(name)
     together = run(r)
-    encoder = encoder_of(load(name))
-    noise, hidden = np.random.RandomState(5), r["attention_mask"] == 0
-    noisy = {"attention_mask": r["attention_mask"]}
-    for key, rows in (
-        ("input_ids", encoder["vocab_size"]),
-        ("token_type_ids", encoder.get("type_vocab_size", 2)),
-    ):
-        noisy[key] = np.where(hidden, noise.randint(0, rows, hidden.shape), r[key])
+    noisy = with_garbage(name, r)
     beside = run(noisy)
     for i, n in enumerate(r["attention_mask"].sum(axis=1)):
         alone = run({key: noisy[key][i : i + 1] for key in INPUTS})
