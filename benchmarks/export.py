@@ -250,7 +250,8 @@ def run_tool(source: Path) -> int:
     with tempfile.TemporaryDirectory(dir=source.parent) as name:
         folder = Path(name)
         (folder / "outputs").mkdir()
-        (folder / "request.json").write_text(json.dumps({"model": str(source)}))
+        request = {"model": str(source), "format": "ONNX"}
+        (folder / "request.json").write_text(json.dumps(request))
         command = [sys.executable, "-c", TOOL, "request.json"]
         done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, check=False)
         if done.returncode:

@@ -6,23 +6,35 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jarvis_rules.cli.command import (
     ArgumentParser,
     add_version,
     parse_file_and_key,
-    print_note,
     run_command,
 )
+from jarvis_rules.cli.options import add_options, bind_flags, given_options
+from jarvis_rules.cli.verbosity import LEVELS, Talk
 from jarvis_rules.errors import UsageError, did_you_mean
-from jarvis_rules.pipelines.pipeline import Option, PipelineKind, find_pipeline, pipeline_names
+from jarvis_rules.pipelines.pipeline import PipelineKind, find_pipeline, pipeline_names
 
 _EXAMPLES = """\
 examples:
   jarvis-build speech_recognition asr.jmir model.ejrvs --name=asr_en --offline
   jarvis-build speech_recognition --help
 """
+# Pipelines of Jarvis, for which there may be none here yet.
+_OF_JARVIS = (
+    "intent_slot",
+    "punctuation",
+    "qa",
+    "speech_recognition",
+    "speech_synthesis",
+    "text_classification",
+    "token_classification",
+)
+# Options without a value that may stand before the pipeline.
+_FLAGS = ("--force", "--help", "--verbose", "--version")
 # What the old tool named a pipeline that was built without --name.
 _DEFAULT_NAMES = {"speech_recognition": "jarvis-asr"}
 
@@ -48,16 +60,33 @@ def _run(argv: Sequence[str]) -> int:
             slug="usage",
             hint=f"`jarvis-build PIPELINE OUT.jmir IN.ejrvs`; known: {', '.join(pipeline_names())}",
         )
+    if first in _OF_JARVIS and first not in pipeline_names():
+        raise UsageError(
+            f"the pipeline `{first}` is not available yet",
+            slug="pipeline.planned",
+            hint=f"available: {', '.join(pipeline_names())}",
+        )
     kind = find_pipeline(first)
-    return _build(kind, _parser(kind).parse_args(rest))
+    parser = _parser(kind)
+    return _build(kind, parser.parse_args(bind_flags(parser, rest, kind.options)))
 
 
 def _split_pipeline(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the pipeline, which is the first word that is no option, and everything else."""
-    for index, word in enumerate(argv):
-        if not word.startswith("-"):
-            return word, [*argv[:index], *argv[index + 1 :]]
+    """Return the pipeline and everything else.
+
+    The pipeline is the first word that names one, unless that looks like the value of an option;
+    where no word does, it is the first that is no option.
+    """
+    words = [index for index, word in enumerate(argv) if not word.startswith("-")]
+    named = [index for index in words if argv[index] in {*_OF_JARVIS, *pipeline_names()}]
+    free = [index for index in named if index == 0 or not _takes_value(argv[index - 1])]
+    for index in [*free, *named, *words]:
+        return argv[index], [*argv[:index], *argv[index + 1 :]]
     return None, list(argv)
+
+
+def _takes_value(word: str) -> bool:
+    return word.startswith("--") and "=" not in word and word not in _FLAGS
 
 
 def _parser(kind: PipelineKind) -> ArgumentParser:
@@ -65,61 +94,40 @@ def _parser(kind: PipelineKind) -> ArgumentParser:
         prog=f"jarvis-build {kind.name}",
         description=f"Build a pipeline: {kind.help}.",
         epilog=_EXAMPLES,
+        allow_abbrev=True,
     )
     parser.add_argument("out", metavar="OUT.jmir", help="the pipeline to write")
     parser.add_argument("sources", metavar="IN.ejrvs", nargs="+", help="exported models, in order")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite a differing output")
-    parser.add_argument("-v", "--verbose", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what the tools said")
     parser.add_argument(
         "--name",
         default=_DEFAULT_NAMES.get(kind.name, kind.name),
         help="name of the pipeline and prefix of its models (default: %(default)s)",
     )
-    groups = {
-        "used": parser.add_argument_group("options"),
-        "no-effect": parser.add_argument_group("accepted, without effect"),
-        "planned": parser.add_argument_group("known, not available yet"),
-    }
-    for option in kind.options:
-        _add_option(groups[option.effect], option)
+    add_options(parser, kind.options)
     return parser
-
-
-def _add_option(group: Any, option: Option) -> None:
-    default = "" if option.default is None else f" (default: {option.default})"
-    settings: dict[str, Any] = {
-        "dest": f"option.{option.name}",
-        "default": argparse.SUPPRESS,
-        "help": f"{option.help}{default}".replace("%", "%%"),
-        "metavar": option.type.__name__.upper(),
-    }
-    if option.type is bool:
-        settings |= {"nargs": "?", "const": True}
-    group.add_argument(f"--{option.name}", **settings)
 
 
 def _build(kind: PipelineKind, arguments: argparse.Namespace) -> int:
     from jarvis_rules.core.digest import digest_file
     from jarvis_rules.execution.delivery import Destination
     from jarvis_rules.execution.workspace import open_executor
-    from jarvis_rules.reporting.console import Console
     from jarvis_rules.rules.rules import build_pipeline
 
-    given = {
-        name.removeprefix("option."): value
-        for name, value in vars(arguments).items()
-        if name.startswith("option.")
-    }
+    talk = Talk(LEVELS["DEBUG"]) if arguments.verbose else Talk()
+    given = given_options(arguments)
     jmir = parse_file_and_key(arguments.out, (".jmir",))
     _require_suffix(jmir, ".jmir", "the output")
     models = _models(kind, arguments.sources)
     _, action = build_pipeline(kind.name, arguments.name, models, given, jmir)
     for name in kind.without_effect(given):
-        print_note(f"option `--{name}` has no effect here")
+        talk.note(f"option `--{name}` has no effect here")
     if kind.name == "speech_recognition" and not {"offline", "streaming"} & given.keys():
-        print_note("built for whole utterances (--offline): streaming is not available yet")
-    with Console() as console, open_executor(console) as executor:
+        talk.note("built for whole utterances (--offline): streaming is not available yet")
+    with talk.console() as console, open_executor(console) as executor:
         executed = executor.run(action.spec)
+        talk.describe(executor, executed)
         digest = executed.result.outputs[action.spec.output.file]
         if jmir.is_dir():
             raise UsageError(

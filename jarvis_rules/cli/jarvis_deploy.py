@@ -10,9 +10,9 @@ from jarvis_rules.cli.command import (
     ArgumentParser,
     add_version,
     parse_file_and_key,
-    print_note,
     run_command,
 )
+from jarvis_rules.cli.verbosity import LEVELS, Talk
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.gpus import detect_gpu, find_gpu
 from jarvis_rules.errors import UsageError
@@ -33,28 +33,53 @@ def _run(argv: Sequence[str]) -> int:
         prog="jarvis-deploy",
         description="Build engines for a GPU and write the Triton model repository.",
         epilog=_EXAMPLES,
+        allow_abbrev=True,
     )
-    parser.add_argument("pipelines", metavar="PIPELINE.jmir", nargs="+", help="pipelines to deploy")
+    parser.add_argument(
+        "pipelines",
+        metavar="PIPELINE.jmir",
+        nargs="+",
+        help="pipelines to deploy, or folders of pipelines",
+    )
     parser.add_argument("directory", metavar="DIR", help="model repository to write")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite differing models")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what the tools said")
     parser.add_argument("--gpu", help="GPU target (default: the GPU of this machine, else cpu)")
     add_version(parser)
     arguments = parser.parse_args(argv)
-    paths = [parse_file_and_key(text, (".jmir",)) for text in arguments.pipelines]
-    return _deploy(paths, Path(arguments.directory), _target(arguments.gpu), arguments.force)
+    talk = Talk(LEVELS["DEBUG"]) if arguments.verbose else Talk()
+    paths = _pipelines(arguments.pipelines)
+    gpu = _target(arguments.gpu, talk)
+    return _deploy(paths, Path(arguments.directory), gpu, arguments.force, talk)
 
 
-def _target(name: str | None) -> GpuTarget:
+def _pipelines(texts: Sequence[str]) -> list[Path]:
+    """Return the pipelines that are named, and those in the folders that are."""
+    paths: list[Path] = []
+    for text in texts:
+        path = parse_file_and_key(text, (".jmir",))
+        found = sorted(path.glob("*.jmir")) if path.is_dir() else [path]
+        if not found:
+            raise UsageError(
+                "there is no `.jmir` in the folder",
+                slug="file.missing",
+                where=str(path),
+                hint="make one with `jarvis-build`; the model repository is the last argument",
+            )
+        paths += found
+    return paths
+
+
+def _target(name: str | None, talk: Talk) -> GpuTarget:
     if name is not None:
         return find_gpu(name)
     gpu, reason = detect_gpu()
-    print_note(reason)
+    talk.note(reason)
     return gpu
 
 
-def _deploy(paths: Sequence[Path], directory: Path, gpu: GpuTarget, force: bool) -> int:
+def _deploy(paths: Sequence[Path], directory: Path, gpu: GpuTarget, force: bool, talk: Talk) -> int:
     from jarvis_rules.execution.workspace import lock_tree, open_executor
-    from jarvis_rules.reporting.console import Console
 
     if directory.suffix == ".jmir":
         raise UsageError(
@@ -63,8 +88,8 @@ def _deploy(paths: Sequence[Path], directory: Path, gpu: GpuTarget, force: bool)
             where=str(directory),
             hint="`jarvis-deploy PIPELINE.jmir… DIR`",
         )
-    with Console() as console, open_executor(console) as executor, lock_tree(directory):
-        assembled = [_assemble(executor, path, directory, gpu) for path in paths]
+    with talk.console() as console, open_executor(console) as executor, lock_tree(directory):
+        assembled = [_assemble(executor, path, directory, gpu, talk) for path in paths]
         _refuse_clashes(assembled)
         for action, executed in assembled:
             if not force:
@@ -76,7 +101,7 @@ def _deploy(paths: Sequence[Path], directory: Path, gpu: GpuTarget, force: bool)
 
 
 def _assemble(
-    executor: Executor, path: Path, directory: Path, gpu: GpuTarget
+    executor: Executor, path: Path, directory: Path, gpu: GpuTarget, talk: Talk
 ) -> tuple[DeclaredAction, Executed]:
     """Build engines and models of one pipeline into the store, delivering nothing yet."""
     from jarvis_rules.formats.archive import open_archive
@@ -88,12 +113,15 @@ def _assemble(
     pipeline = PipelineInfo(metadata["name"], metadata["kind"], path)
     engines = build_engines(pipeline, gpu, directory, directory)
     if engines.note is not None:
-        print_note(engines.note)
+        talk.note(engines.note)
 
     def assemble() -> tuple[DeclaredAction, Executed]:
         built = executor.run(engines.action.spec)
+        talk.describe(executor, built)
         action = assemble_repository(pipeline, gpu, built, directory, None).action
-        return action, executor.run(action.spec)
+        executed = executor.run(action.spec)
+        talk.describe(executor, executed)
+        return action, executed
 
     try:
         return assemble()

@@ -116,17 +116,14 @@ examples:
   {command} -m model.nemo -r results export_to=en.ejrvs
 """,
     )
-    _add(parser, "-m", "--resume_model_weights", "MODEL", "checkpoint to export, a .nemo or .tlt")
-    _add(parser, "-e", "--experiment_spec_file", "SPEC", "YAML file of fields")
-    _add_results(parser, "folder for the archive, the resolved spec and the log")
-    _add(
-        parser,
-        "-k",
-        "--key",
-        "KEY",
-        "encrypt the archive: env:NAME, file:PATH, or the key itself",
-    )
-    _add(parser, "-g", "--gpus", "GPUS", "accepted, without effect: exporting needs no GPU", int)
+    for option in (
+        ("-m", "--resume_model_weights", "MODEL", "checkpoint to export, a .nemo or .tlt"),
+        ("-e", "--experiment_spec_file", "SPEC", "YAML file of fields"),
+        ("-r", "--results_dir", "RESULTS", "folder for archive, resolved spec and log"),
+        ("-k", "--key", "KEY", "key to encrypt with: env:NAME, file:PATH, or the key itself"),
+        ("-g", "--gpus", "GPUS", "accepted, without effect: exporting needs no GPU"),
+    ):
+        _add(parser, *option)
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="see below")
     return parser
 
@@ -139,26 +136,15 @@ def _download_parser(program: str, task: Task) -> ArgumentParser:
         "with other content is never overwritten.",
         epilog=f"examples:\n  {command} -o specs -r results\n",
     )
-    parser.add_argument(
-        "-o",
-        "--output_specs_dir",
-        dest="output_specs_dir",
-        metavar="DIR",
-        required=True,
-        help="folder for the spec",
-    )
-    _add_results(parser, "folder for the log")
+    _add(parser, "-o", "--output_specs_dir", "DIR", "folder for the spec", required=True)
+    _add(parser, "-r", "--results_dir", "RESULTS", "folder for the log", required=True)
     return parser
 
 
 def _add(
-    parser: ArgumentParser, short: str, long: str, metavar: str, text: str, kind: type = str
+    parser: ArgumentParser, short: str, long: str, metavar: str, text: str, required: bool = False
 ) -> None:
-    parser.add_argument(short, long, metavar=metavar, type=kind, help=text)
-
-
-def _add_results(parser: ArgumentParser, text: str) -> None:
-    parser.add_argument("-r", "--results_dir", metavar="RESULTS", required=True, help=text)
+    parser.add_argument(short, long, metavar=metavar, help=text, required=required)
 
 
 def main() -> None:

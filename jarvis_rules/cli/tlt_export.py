@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -45,22 +46,22 @@ def export(program: str, task: Task, arguments: argparse.Namespace) -> Path:
     file that are wrong, and for a model that the task does not export; else what exporting raises.
     """
     command = f"{program} {task.name} export"
-    if arguments.gpus is not None and arguments.gpus < 1:
-        message = f"`-g` is {arguments.gpus}, expected 1 or more"
+    if arguments.gpus is not None and not re.fullmatch("0*[1-9][0-9]*", arguments.gpus):
+        message = f"`-g` is `{arguments.gpus}`, expected a number of GPUs"
         raise UsageError(message, slug="usage", hint="leave it out: exporting needs no GPU")
     talk = _Talk(command)
     mounts = _read_mounts(program, talk)
-    fields = _resolve(command, arguments, mounts, talk)
-    results = _locate(mounts, fields[tlt_spec.RESULTS], talk)
-    archive = _archive(fields, results, mounts, talk)
-    model = _locate(mounts, fields["restore_from"], talk, is_input=True)
+    fields = _with_suffix(_resolve(command, arguments, mounts, talk), talk)
+    results = _locate(mounts, fields.results, talk)
+    archive = _archive(fields.export_to, results, mounts, talk)
+    model = _locate(mounts, fields.restore_from, talk, is_input=True)
     _require_model(program, task, model)
-    _refuse_key(fields[tlt_spec.KEY])
+    _refuse_key(fields.encryption_key)
     for folder in (results, archive.parent):
         _require_writable(folder)
     outcome = _run(model, archive)
     talk.lines += [f"{outcome} NemoExport {archive.name}", "Spec file:"]
-    spec = tlt_spec.dump_spec(fields)
+    spec = fields.dump()
     talk.lines += [f"    {line}" for line in spec.splitlines()]
     _write(results / RESOLVED_SPEC, f"# What `{command}` ran with.\n{spec}")
     talk.say(f"Experiment logs saved to '{results}'")
@@ -103,7 +104,7 @@ def _read_mounts(program: str, talk: _Talk) -> Mounts:
     if mounts.without_effect:
         names = " and ".join(f"`{name}`" for name in mounts.without_effect)
         verb = "has" if len(mounts.without_effect) == 1 else "have"
-        talk.note(f"{names} of `{mounts.file}` {verb} no effect: nothing runs in Docker")
+        talk.note(f"{names} of `{mounts.name}` {verb} no effect: nothing runs in Docker")
     return mounts
 
 
@@ -111,10 +112,9 @@ def _locate(mounts: Mounts, name: str, talk: _Talk, *, is_input: bool = False) -
     """Return where a path is on this machine, and say so where that is elsewhere."""
     path = mounts.locate(name)
     if path != Path(name):
-        talk.note(f"`{name}` is `{path}` by `{mounts.file}`")
+        talk.note(f"`{name}` is `{path}` by `{mounts.name}`")
     elif is_input and path.is_absolute() and not os.path.exists(path.parent):  # noqa: PTH110
-        where = f"of `{mounts.file}`" if mounts.file else "in `~/.tlt_mounts.json`"
-        talk.note(f"no mount {where} covers `{name}`")
+        talk.note(f"no mount of `{mounts.name}` covers `{name}`")
     return path
 
 
@@ -137,23 +137,30 @@ def _resolve(
     return fields
 
 
-def _archive(fields: tlt_spec.Fields, results: Path, mounts: Mounts, talk: _Talk) -> Path:
-    """Return where the archive goes; a `.riva` of TAO becomes the `.ejrvs` that is written."""
-    name = fields["export_to"]
+def _with_suffix(fields: tlt_spec.Fields, talk: _Talk) -> tlt_spec.Fields:
+    """Return the fields with a name for the archive that ends as it must.
+
+    TAO's `.riva` becomes `.ejrvs`, which is what is written. UsageError `file.suffix` for others.
+    """
+    name = fields.export_to
     if name.endswith(".riva"):
         name = f"{name.removesuffix('.riva')}.ejrvs"
-        talk.note(f"`{fields['export_to']}` becomes `{name}`")
-        fields["export_to"] = name
-    suffixes = {".ejrvs", tlt_spec.FORMATS[fields["export_format"]]}
+        talk.note(f"`{fields.export_to}` becomes `{name}`")
+        return fields.with_export_to(name)
     suffix = Path(name).suffix
-    if suffix not in suffixes:
-        listed = " or ".join(f"`{suffix}`" for suffix in sorted(suffixes))
+    allowed = sorted({".ejrvs", tlt_spec.FORMATS[fields.export_format]})
+    if suffix not in allowed:
         fix = f"`export_to={name.removesuffix(suffix) or 'model'}.ejrvs`"
         raise UsageError(
-            f"`export_to` is `{name}`, expected a name that ends in {listed}",
+            f"`export_to` is `{name}`, expected a name that ends in "
+            + " or ".join(f"`{suffix}`" for suffix in allowed),
             slug="file.suffix",
             hint=f"`export_format=ONNX`, or {fix}" if suffix == ".eonnx" else fix,
         )
+    return fields
+
+
+def _archive(name: str, results: Path, mounts: Mounts, talk: _Talk) -> Path:
     archive = _locate(mounts, name, talk) if name.startswith("/") else results / name
     if archive.is_dir():
         raise UsageError(

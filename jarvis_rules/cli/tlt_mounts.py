@@ -38,6 +38,11 @@ class Mounts:
     mounts: tuple[Mount, ...] = ()
     without_effect: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The file as people know it."""
+        return f"~/{self.file.name if self.file else _FILES['tlt'][0]}"
+
     def locate(self, name: str) -> Path:
         """Return where `name` is on this machine: the rule with the longest destination counts.
 
@@ -54,7 +59,7 @@ class Mounts:
                 f"`{name}` lies in the mount `{mount.destination}`, whose source `{mount.source}` "
                 "is not a folder",
                 slug="tlt.mount-source",
-                where=str(self.file),
+                where=self.name,
                 hint=f"make the folder: `mkdir -p {mount.source}`; or correct the file",
             )
         return mount.source / path.relative_to(mount.destination)
@@ -127,5 +132,5 @@ def _known(names: Mapping[str, Any]) -> str:
 
 def _refused(file: Path, message: str, hint: str | None = None) -> UsageError:
     return UsageError(
-        message, slug="tlt.mounts", where=str(file), hint=hint or f"it looks like {_SAMPLE}"
+        message, slug="tlt.mounts", where=f"~/{file.name}", hint=hint or f"it looks like {_SAMPLE}"
     )

@@ -1,165 +1,192 @@
-"""Specs of `tlt <task> export`: YAML fields, command-line values over them, masked secrets."""
+"""Specs of `tlt <task> export`: YAML fields, values of the command line over them, a masked key."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from jarvis_rules.errors import IntegrityError, UsageError, did_you_mean
 
 KEY = "encryption_key"
+TASK_NAME = "exp_manager.task_name"
 RESULTS = "exp_manager.explicit_log_dir"
-MASK = "***"
-FIELDS = (
-    "restore_from",
-    "export_to",
-    "export_format",
-    KEY,
-    "exp_manager.task_name",
-    RESULTS,
-)
-# JARVIS, RIVA and ONNX give the same archive, which holds ONNX graphs; only its name differs.
+FIELDS = ("restore_from", "export_to", "export_format", KEY, TASK_NAME, RESULTS)
+# All formats give the same archive, which holds ONNX graphs; only its usual name differs.
 FORMATS = {"JARVIS": ".ejrvs", "RIVA": ".ejrvs", "ONNX": ".eonnx"}
+_NEEDED = (
+    ("restore_from", "checkpoint", "-m MODEL"),
+    (RESULTS, "results folder", "-r RESULTS"),
+)
+
 _STEM = "exported-model"
-_MISSING = "???"  # OmegaConf's mark of a value that somebody else must give
+_MASK = "***"
+_UNSET = "???"  # OmegaConf's mark of a value that is given elsewhere
 _MAX_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The values of one place, by dotted field; `place` names it in messages."""
+    """Values from one place, by dotted field; `place` names it in messages."""
 
     place: str
     values: Mapping[str, str | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What an export runs with; `results` is `exp_manager.explicit_log_dir`."""
+
+    restore_from: str
+    export_to: str
+    export_format: str
+    encryption_key: str | None
+    results: str
+
+    def with_export_to(self, name: str) -> Fields:
+        """Return these fields with another archive."""
+        return replace(self, export_to=name)
+
+    def dump(self) -> str:
+        """Return the spec that runs the same again; a key that is written out is masked."""
+        import yaml
+
+        key = self.encryption_key
+        document = {
+            "restore_from": self.restore_from,
+            "export_to": self.export_to,
+            "export_format": self.export_format,
+            KEY: key if key is None or key.startswith(("env:", "file:")) else _MASK,
+            "exp_manager": {"task_name": "export", "explicit_log_dir": self.results},
+        }
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1 << 30)
+
+
 def read_spec(path: Path) -> Given:
-    """Return the fields of a spec; UsageError where it is not one."""
+    """Return the fields of a spec.
+
+    UsageError `file.*` where it cannot be read, `tlt.spec` where it is not plain YAML, and
+    `tlt.spec-field` or `tlt.spec-value` where a field is unknown or its value cannot be taken.
+    """
     from jarvis_rules.formats.nemo import load_config
+    from jarvis_rules.formats.tar import open_regular, unreadable
 
     try:
-        if path.stat().st_size > _MAX_SIZE:
-            raise _spec_error(f"more than {_MAX_SIZE} bytes", path)
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read(_MAX_SIZE + 1)
     except OSError as error:
-        raise UsageError(
-            f"cannot read the spec: {error.strerror}",
-            slug="file.missing" if isinstance(error, FileNotFoundError) else "file.unreadable",
-            where=str(path),
-            hint=_similar(path) or "`download_specs` writes a default one",
-        ) from None
+        raise unreadable(path, error) from None
+    if len(data) > _MAX_SIZE:
+        raise _spec_error(f"it has more than {_MAX_SIZE} bytes", path)
+    place = f"`{path}`"
+    # Comments alone are a spec too, one without values.
     if all(line.strip()[:1] in (b"", b"#") for line in data.splitlines()):
-        return Given(str(path), {})
+        return Given(place, {})
     try:
         document = load_config(data, str(path))
     except IntegrityError as error:
         raise _spec_error(error.message, path) from None
-    return Given(str(path), _checked(_flat(document), str(path)))
+    return Given(place, _checked(_flat(document), str(path)))
 
 
 def parse_overrides(words: Sequence[str]) -> Given:
-    """Return the values of `field=value` words, as Hydra reads them: the last one counts."""
-    values = {}
+    """Return the values of `field=value` words; as in Hydra, the last one of a field counts."""
+    values: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
             raise UsageError(
-                f"expected `field=value`, got `{word}`",
-                slug="usage",
-                hint=f"fields: {', '.join(FIELDS)}",
+                f"expected `field=value`, got `{word}`", slug="usage", hint=_known_fields()
             )
-        # Hydra's `+` adds a field and `++` adds or changes it; there is none to add here.
-        values |= {name.removeprefix("+").removeprefix("+"): _value(text)}
-    return Given("the command line", _checked(values, None))
+        # In Hydra `+` adds a field and `++` adds or changes it, which is the same here.
+        values[name.removeprefix("+").removeprefix("+")] = _typed(text)
+    return Given("`field=value`", _checked(values, None))
 
 
-def resolve(
-    task: str, given: Sequence[Given], defaults: Mapping[str, str | None]
-) -> tuple[dict[str, str | None], list[str]]:
-    """Return the value of every field, and notes on values that lost against others.
+def resolve(given: Sequence[Given]) -> tuple[Fields, list[str]]:
+    """Return the fields, and a sentence for each value that lost against another.
 
-    Of `given`, the first place that has a value counts. UsageError where nobody gives one that is
-    needed, or it is none of the choices.
+    The first place that has a value counts. UsageError `tlt.spec-value` where nobody gives one
+    that is needed, or it is not among the choices.
     """
-    fields: dict[str, str | None] = {}
-    notes = []
+    chosen: dict[str, str | None] = dict.fromkeys(FIELDS)
+    contests = []
     for name in FIELDS:
-        having = [place for place in given if place.values.get(name) is not None]
-        fields[name] = having[0].values[name] if having else defaults.get(name)
-        for lost in having[1:]:
-            if lost.values[name] != fields[name]:
-                notes.append(_contest(name, having[0], lost))
-    for name, option in (("restore_from", "-m MODEL"), (RESULTS, "-r RESULTS")):
-        if not fields[name]:
+        having = [
+            (place.place, value) for place in given if (value := place.values.get(name)) is not None
+        ]
+        for place, value in having:
+            if not value:
+                raise UsageError(
+                    f"`{name}` of {place} is empty",
+                    slug="tlt.spec-value",
+                    hint="give a value; the shell variable that should hold it may be unset",
+                )
+            if value != having[0][1]:
+                contests.append(_contest(name, having[0], (place, value)))
+        if having:
+            chosen[name] = having[0][1]
+    for name, what, option in _NEEDED:
+        if chosen[name] is None:
             raise UsageError(
-                f"no value for `{name}`",
+                f"no {what} given",
                 slug="tlt.spec-value",
-                where=f"{task} export",
-                hint=f"give it with `{option}`",
+                hint=f"name it with `{option}`, or as `{name}` in the spec",
             )
-    chosen = str(fields["export_format"] or "JARVIS").upper()
-    if chosen not in FORMATS:
+    export_format = (chosen["export_format"] or "JARVIS").upper()
+    if export_format not in FORMATS:
+        near = did_you_mean(export_format, FORMATS)
         raise UsageError(
-            f"`export_format` is `{fields['export_format']}`, expected one of {_listed(FORMATS)}",
+            f"`export_format` is `{chosen['export_format']}`, expected "
+            + ", ".join(f"`{name}`" for name in FORMATS),
             slug="tlt.spec-value",
-            hint=did_you_mean(chosen, FORMATS) or "`export_format=JARVIS`",
+            hint=near or "`export_format=JARVIS`",
         )
-    fields["export_format"] = chosen
-    fields["export_to"] = fields["export_to"] or f"{_STEM}{FORMATS[chosen]}"
-    return fields, notes
-
-
-def dump_spec(fields: Mapping[str, str | None], is_secret: bool, comment: str) -> str:
-    """Return the fields as a spec; `is_secret` masks the key."""
-    import yaml
-
-    shown: dict[str, Any] = {name: fields[name] for name in FIELDS if "." not in name}
-    shown[KEY] = MASK if is_secret else fields[KEY]
-    shown["exp_manager"] = {name.partition(".")[2]: fields[name] for name in FIELDS if "." in name}
-    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=1 << 30)
-    return f"# {comment}\n{text}"
+    fields = Fields(
+        restore_from=str(chosen["restore_from"]),
+        export_to=chosen["export_to"] or f"{_STEM}{FORMATS[export_format]}",
+        export_format=export_format,
+        encryption_key=chosen[KEY],
+        results=str(chosen[RESULTS]),
+    )
+    return fields, contests
 
 
 def default_spec(program: str, task: str, summary: str, models: str) -> str:
     """Return the commented spec that `download_specs` writes."""
     return f"""\
-# Spec of `{program} {task} export`, {summary}.
+# Spec of `{program} {task} export`: {summary}.
 # What the command line gives counts before what stands here.
 
-# The checkpoint: a .nemo, or a .tlt that is not encrypted, of {models}.
-# Given by `-m`, too.
-restore_from: {_MISSING}
+# The checkpoint, a .nemo or .tlt: {models}.
+# `-m` names it, too.
+restore_from: {_UNSET}
 
-# JARVIS, RIVA or ONNX. All three give the same archive, which holds ONNX graphs.
+# JARVIS, RIVA or ONNX. The archive is the same: it holds ONNX graphs.
 export_format: JARVIS
 
-# The archive to write, below the results folder `-r`: *.ejrvs, or *.eonnx for ONNX.
+# The archive to write, relative to the results folder `-r`: *.ejrvs, or for ONNX *.eonnx.
 export_to: {_STEM}.ejrvs
 
-# A key to encrypt the archive with: env:NAME, file:PATH, or the key itself. Given by `-k`, too.
-encryption_key: null
+# The key to encrypt the archive with: env:NAME, file:PATH, or the key itself. `-k` gives it, too.
+{KEY}: null
 """
 
 
-def _contest(name: str, won: Given, lost: Given) -> str:
+def _contest(name: str, won: tuple[str, str | None], lost: tuple[str, str | None]) -> str:
     if name == KEY:
-        return f"`{name}`: {won.place} wins over {lost.place}"
-    return (
-        f"`{name}`: `{won.values[name]}` of {won.place} wins over `{lost.values[name]}` "
-        f"of {lost.place}"
-    )
+        return f"`{name}` of {won[0]} wins over that of {lost[0]}"
+    return f"`{name}`: `{won[1]}` of {won[0]} wins over `{lost[1]}` of {lost[0]}"
 
 
 def _flat(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec with dotted names; only `exp_manager` is a section."""
+    """Return a spec with dotted names; its one section is `exp_manager`."""
     values = dict(document)
-    section = values.pop("exp_manager", None)
+    section = values.get("exp_manager")
     if isinstance(section, dict):
+        del values["exp_manager"]
         values |= {f"exp_manager.{name}": value for name, value in section.items()}
-    elif section is not None:
-        values["exp_manager"] = section
     return values
 
 
@@ -171,33 +198,58 @@ def _checked(values: Mapping[str, Any], where: str | None) -> dict[str, str | No
                 f"unknown field `{name}`",
                 slug="tlt.spec-field",
                 where=where,
-                hint=f"{near + ' ' if near else ''}fields: {', '.join(FIELDS)}",
+                hint=f"{near + ' ' if near else ''}{_known_fields()}",
             )
-        if value is not None and not isinstance(value, str):
-            raise _value_error(name, f"must be text, got {type(value).__name__}", where)
-        if value is not None and "${" in value:
-            raise _value_error(name, "refers to another value, which is not supported", where)
-        if name == KEY and value == MASK:
-            raise _value_error(name, "is masked, so the key is not here", where, "-k KEY")
-    return {name: None if value == _MISSING else value for name, value in values.items()}
+        if value is None:
+            continue
+        if not isinstance(value, str) or "\0" in value:
+            raise _value_error(name, f"must be text, got {_kind(value)}", where)
+        if "${" in value:
+            raise _value_error(name, "refers to another value by `${…}`", where)
+        if name == KEY and value == _MASK:
+            raise UsageError(
+                f"`{name}` is masked: the key itself is not here",
+                slug="tlt.spec-value",
+                where=where,
+                hint="give it with `-k`, or put `env:NAME` or `file:PATH` here",
+            )
+    return {name: None if value == _UNSET else value for name, value in values.items()}
 
 
-def _value(text: str) -> Any:
+def _typed(text: str) -> Any:
     """Return the value of an override with the type that YAML gives it."""
     from jarvis_rules.formats.nemo import load_config
 
-    # What YAML would take for a comment or a second line belongs to the value.
-    if " #" in text or "\n" in text:
+    # What YAML would take for a comment or another line belongs to the value.
+    if "#" in text or "\n" in text:
         return text
     try:
-        return load_config(f"value: {text}".encode(), "")["value"]
+        return load_config(b"value: " + text.encode("utf-8", "surrogateescape"), "")["value"]
     except IntegrityError:
         return text
 
 
-def _value_error(name: str, message: str, where: str | None, fix: str | None = None) -> UsageError:
-    hint = f"give it with `{fix}`" if fix else f'write it out, in quotes: `{name}: "…"`'
-    return UsageError(f"`{name}` {message}", slug="tlt.spec-value", where=where, hint=hint)
+def _kind(value: Any) -> str:
+    match value:
+        case bool():
+            return "a truth value"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case dict():
+            return "a section"
+        case _:
+            return "a zero byte"
+
+
+def _value_error(name: str, message: str, where: str | None) -> UsageError:
+    return UsageError(
+        f"`{name}` {message}",
+        slug="tlt.spec-value",
+        where=where,
+        hint=f'write text, in quotes if need be: `{name}: "…"`',
+    )
 
 
 def _spec_error(message: str, path: Path) -> UsageError:
@@ -205,14 +257,10 @@ def _spec_error(message: str, path: Path) -> UsageError:
         f"not a spec: {message}",
         slug="tlt.spec",
         where=str(path),
-        hint="expected YAML with lines such as `restore_from: model.tlt`; `download_specs` "
-        "writes a default one",
+        hint="expected YAML lines such as `restore_from: model.tlt`; `download_specs` writes an "
+        "example",
     )
 
 
-def _similar(path: Path) -> str | None:
-    return did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")])
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+def _known_fields() -> str:
+    return f"known: {', '.join(f'`{name}`' for name in FIELDS)}"

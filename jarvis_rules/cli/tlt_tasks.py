@@ -37,37 +37,37 @@ TASKS: dict[str, Task] = {
     for task in (
         Task(
             "speech_to_text",
-            "speech recognition: QuartzNet and Jasper",
+            "Speech recognition: QuartzNet and Jasper",
             ("EncDecCTCModel",),
             "ConvASREncoder",
         ),
         Task(
             "speech_to_text_citrinet",
-            "speech recognition on subwords: Citrinet",
+            "Speech recognition on subwords: Citrinet",
             ("EncDecCTCModelBPE",),
             "ConvASREncoder",
         ),
         Task(
             "speech_to_text_conformer",
-            "speech recognition: Conformer",
+            "Speech recognition: Conformer",
             ("EncDecCTCModelBPE", "EncDecCTCModel"),
             "ConformerEncoder",
         ),
         Task(
             "intent_slot_classification",
-            "intent of a sentence and slots of its words",
+            "Intent of a sentence and slots of its words",
             ("IntentSlotClassificationModel",),
         ),
         Task(
             "punctuation_and_capitalization",
-            "punctuation and capitals for plain words",
+            "Punctuation and capitals for plain words",
             ("PunctuationCapitalizationModel",),
         ),
-        Task("question_answering", "answers in a given text", ("QAModel", "BERTQAModel")),
-        Task("text_classification", "one label for a text", ("TextClassificationModel",)),
-        Task("token_classification", "a label for each word", ("TokenClassificationModel",)),
-        Task("spectro_gen", "text to a mel spectrogram", ("FastPitchModel", "Tacotron2Model")),
-        Task("vocoder", "a mel spectrogram to audio", ("HifiGanModel", "WaveGlowModel")),
+        Task("question_answering", "Answers in a given text", ("QAModel", "BERTQAModel")),
+        Task("text_classification", "One label for a text", ("TextClassificationModel",)),
+        Task("token_classification", "A label for each word", ("TokenClassificationModel",)),
+        Task("spectro_gen", "Text to a mel spectrogram", ("FastPitchModel", "Tacotron2Model")),
+        Task("vocoder", "A mel spectrogram to audio", ("HifiGanModel", "WaveGlowModel")),
     )
 }
 

@@ -10,9 +10,12 @@ from typing import Any
 from jarvis_rules.core.canonical_json import dump_canonical_json
 from jarvis_rules.core.digest import Digest, digest_bytes
 from jarvis_rules.core.reapi import encode_action, encode_command, encode_input_root
+from jarvis_rules.core.secret import Secret
 from jarvis_rules.core.toolchain import Toolchain
 
 REQUEST = "request.json"
+# Keys come to a tool on its standard input: no file, argument or variable holds them.
+KEY_DESCRIPTOR = 0
 INPUTS = "inputs"
 OUTPUTS = "outputs"
 DEFAULT_TIMEOUT = 3600
@@ -41,10 +44,15 @@ class FileInput:
 
 @dataclass(frozen=True, slots=True)
 class MemberInput:
-    """One member of an archive: its own digest stands in the key, not the archive's."""
+    """One member of an archive: its own digest stands in the key, not the archive's.
+
+    A graph's weights that lie in a member beside it, `*.onnx.data`, come with it. The plaintext of
+    an encrypted archive's member, for which `key` is needed, is staged and never stored.
+    """
 
     path: Path
     member: str
+    key: Secret | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,8 @@ class ActionSpec:
     """What a rule declares: an action whose input digests are not known yet.
 
     `inputs` maps the path under `inputs/` that the tool sees to where the content comes from.
-    `target` names the result for people.
+    `target` names the result for people. `keys` are those that the tool needs, by the name that
+    it knows them by. `confidential` outputs hold what an encrypted input holds, in plain.
     """
 
     mnemonic: str
@@ -139,14 +148,24 @@ class ActionSpec:
     platform: Mapping[str, str] = field(default_factory=dict)
     timeout: int = DEFAULT_TIMEOUT
     resources: Resources = Resources()
+    keys: Mapping[str, Secret] = field(default_factory=dict, repr=False)
+    confidential: bool = False
 
     def argv(self) -> tuple[str, ...]:
         """Return the command line; the toolchain is found at a fixed place by whoever runs it."""
         return ("/toolchain/bin/python", "-m", f"jarvis_rules.tools.{self.tool}", REQUEST)
 
+    def full_request(self) -> dict[str, Any]:
+        """Return the request with what may be said of the keys, and where the tool finds them."""
+        if not self.keys:
+            return dict(self.request)
+        fingerprints = {name: key.fingerprint for name, key in self.keys.items()}
+        keys = {"descriptor": KEY_DESCRIPTOR, "fingerprints": fingerprints}
+        return {**self.request, "keys": keys}
+
     def request_bytes(self) -> bytes:
         """Return the request file's content."""
-        return dump_canonical_json(dict(self.request))
+        return dump_canonical_json(self.full_request())
 
     def properties(self) -> dict[str, str]:
         """Return the platform properties, the toolchain's fingerprint among them."""
@@ -172,7 +191,7 @@ class ActionSpec:
         document = {
             "mnemonic": self.mnemonic,
             "argv": self.argv(),
-            "request": dict(self.request),
+            "request": self.full_request(),
             "inputs": {name: _describe(source) for name, source in self.inputs.items()},
             "outputs": self.output.paths(),
             "environment": dict(ENVIRONMENT),

@@ -41,7 +41,7 @@ class Digest:
 class Sink(Protocol):
     """What bytes are written to."""
 
-    def write(self, data: bytes, /) -> object:
+    def write(self, data: bytes | memoryview, /) -> object:
         """Take `data` in."""
 
 
@@ -52,7 +52,7 @@ class DigestWriter:
         self._state = hashlib.sha256()
         self._size = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Take `data` in."""
         self._state.update(data)
         self._size += len(data)

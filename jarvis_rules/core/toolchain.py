@@ -54,7 +54,7 @@ _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SETTLED_NS = 2_000_000_000
 
 # Imported by the runtime inside Triton only: never on the build's side of a tool.
-_RUNTIME_ONLY = frozenset({"triton_python_backend_utils", "jarvis_runtime"})
+_RUNTIME_ONLY = frozenset({"triton_python_backend_utils", "jarvis_runtime", "tokenizers"})
 
 
 @dataclass(frozen=True, slots=True)

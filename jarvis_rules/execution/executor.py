@@ -7,28 +7,22 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jarvis_rules.core.action import (
-    INPUTS,
-    OUTPUTS,
-    REQUEST,
     Action,
     ActionResult,
     ActionSpec,
     FileInput,
-    Input,
-    MemberInput,
     Output,
-    StoredInput,
-    TreeInput,
 )
 from jarvis_rules.core.canonical_json import dump_readable_json
-from jarvis_rules.core.digest import Digest, digest_file
+from jarvis_rules.core.digest import Digest
 from jarvis_rules.core.events import (
     ActionFinished,
     ActionStarted,
@@ -37,13 +31,14 @@ from jarvis_rules.core.events import (
     Notice,
     Outcome,
 )
-from jarvis_rules.errors import IntegrityError, JarvisError, UsageError, did_you_mean
-from jarvis_rules.execution.delivery import Destination, deliver, listed_files
+from jarvis_rules.errors import JarvisError, UsageError
+from jarvis_rules.execution.action_inputs import InputResolver, ResolvedInputs
+from jarvis_rules.execution.delivery import Destination, deliver
 from jarvis_rules.execution.execution_log import ExecutionLog, LogEntry
-from jarvis_rules.execution.file_digests import FileDigests, FileStamp
+from jarvis_rules.execution.file_digests import FileDigests
 from jarvis_rules.execution.process import LOG
 from jarvis_rules.execution.resources import ResourceGate
-from jarvis_rules.execution.store import BlobMissingError, Store
+from jarvis_rules.execution.store import BlobMissingError, Store, open_private_store
 
 # What only running an action needs is imported there: most builds have little or nothing to run.
 if TYPE_CHECKING:
@@ -58,21 +53,6 @@ class Executed:
     key: Digest
     result: ActionResult
     outcome: Outcome
-
-
-@dataclass(slots=True)
-class _Resolved:
-    """Input digests, and for each input file where its bytes are: a path on disk or a blob.
-
-    `names` is what people call an input, where the tool only knows the staged path. A
-    cancellation after `began` (monotonic) counts, although the tool may still wait for its turn.
-    """
-
-    digests: dict[str, Digest] = field(default_factory=dict)
-    paths: dict[str, Path] = field(default_factory=dict)
-    stamps: dict[Path, FileStamp] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
 
 
 class Executor:
@@ -96,6 +76,27 @@ class Executor:
         self.require_cached = require_cached
         self.check_determinism = check_determinism
         self._gate = ResourceGate()
+        self._inputs = InputResolver(store, digests)
+        self._private: Store | None = None
+        self._opening = threading.Lock()
+
+    def store_of(self, spec: ActionSpec) -> Store:
+        """Return where the outputs of an action are kept.
+
+        What an encrypted input holds stays with the user whose key opened it: in a store of their
+        own inside the cache, which nothing is shared from.
+        """
+        if not spec.confidential:
+            return self.store
+        with self._opening:
+            if self._private is None:
+                self._private = open_private_store(self.store.root)
+            return self._private
+
+    def close(self) -> None:
+        """Close the private store, if it was needed."""
+        if self._private is not None:
+            self._private.close()
 
     @property
     def sandbox(self) -> Sandbox:
@@ -117,7 +118,7 @@ class Executor:
         action: Action | None = None
         try:
             with _faults_of_the_machine():
-                resolved = self._resolve(spec)
+                resolved = self._inputs.resolve(spec)
                 action = spec.resolve(resolved.digests)
                 key = action.key()
                 result, outcome = self._obtain(spec, action, key, resolved, destination)
@@ -135,7 +136,7 @@ class Executor:
             with _faults_of_the_machine():
                 self._deliver(spec, executed.action, executed.key, executed.result, destination)
         except BlobMissingError:
-            self.store.forget(executed.key)
+            self.store_of(spec).forget(executed.key)
             self.run(spec, destination)
 
     def _obtain(
@@ -143,7 +144,7 @@ class Executor:
         spec: ActionSpec,
         action: Action,
         key: Digest,
-        resolved: _Resolved,
+        resolved: ResolvedInputs,
         destination: Destination | None,
     ) -> tuple[ActionResult, Outcome]:
         cached = self._deliver_cached(spec, action, key, destination)
@@ -163,7 +164,7 @@ class Executor:
         spec: ActionSpec,
         action: Action,
         key: Digest,
-        resolved: _Resolved,
+        resolved: ResolvedInputs,
         destination: Destination | None,
     ) -> ActionResult:
         result = self.store.put_result(key, self._execute(spec, action, key, resolved))
@@ -180,19 +181,20 @@ class Executor:
         self, spec: ActionSpec, action: Action, key: Digest, destination: Destination | None
     ) -> ActionResult | None:
         """Deliver the cached result of an action; return None where there is none to be had."""
-        cached = self.store.result(key)
+        store = self.store_of(spec)
+        cached = store.result(key)
         if cached is None:
             return None
         if not cached.confined and self.sandbox.shareable:
             # Something undeclared may have gone into it; this build can do better.
-            self.store.forget(key)
+            store.forget(key)
             return None
         try:
             _check_fits(spec.output, cached)
             self._deliver(spec, action, key, cached, destination)
         except (BlobMissingError, _UnfitResultError):
             # Damaged or collected meanwhile: as good as never cached.
-            self.store.forget(key)
+            store.forget(key)
             return None
         return cached
 
@@ -201,7 +203,7 @@ class Executor:
         spec: ActionSpec,
         action: Action,
         key: Digest,
-        resolved: _Resolved,
+        resolved: ResolvedInputs,
         result: ActionResult,
         destination: Destination | None,
     ) -> None:
@@ -214,7 +216,7 @@ class Executor:
         )
         if differing:
             # Which of the two is right, nobody knows: neither may be built upon.
-            self.store.forget(key)
+            self.store_of(spec).forget(key)
             if destination is not None:
                 destination.file.unlink(missing_ok=True)
             raise JarvisError(
@@ -235,7 +237,7 @@ class Executor:
         if destination is None:
             return
         record = _action_record(spec, action, key, result.outputs, _sources(spec))
-        deliver(self.store, self.digests, spec.output, result, destination, record)
+        deliver(self.store_of(spec), self.digests, spec.output, result, destination, record)
 
     def _report(
         self,
@@ -260,87 +262,26 @@ class Executor:
             )
         self.events.receive(ActionFinished(spec.mnemonic, spec.target, outcome, seconds))
 
-    # Inputs
-
-    def _resolve(self, spec: ActionSpec) -> _Resolved:
-        resolved = _Resolved()
-        for name, source in spec.inputs.items():
-            match source:
-                case FileInput(path=path):
-                    self._resolve_file(resolved, name, path)
-                case MemberInput(path=path, member=member):
-                    resolved.digests[name] = self._resolve_member(path, member)
-                    resolved.names[name] = f"{path}!{member}"
-                case TreeInput(manifest=manifest, directory=directory):
-                    for file, digest in listed_files(manifest).items():
-                        self._resolve_file(resolved, f"{name}/{file}", directory / file, digest)
-                case StoredInput(digest=digest):
-                    resolved.digests[name] = digest
-        return resolved
-
-    def _resolve_file(
-        self, resolved: _Resolved, name: str, path: Path, expected: Digest | None = None
-    ) -> None:
-        try:
-            resolved.stamps.setdefault(path, FileStamp.of(path))
-            digest = self.digests.sha256(path)
-        except OSError as error:
-            raise UsageError(
-                f"cannot read: {error.strerror}",
-                slug="file.missing" if isinstance(error, FileNotFoundError) else "file.unreadable",
-                where=str(path),
-                hint=_suggest(path),
-            ) from None
-        if expected is not None and digest != expected:
-            raise IntegrityError(
-                f"digest is {digest}, its manifest says {expected}",
-                slug="action.input-changed",
-                where=str(path),
-                hint="build again: the target that makes it will be repaired",
-            )
-        resolved.digests[name] = digest
-        resolved.paths[name] = path
-        resolved.names[name] = str(path)
-
-    def _resolve_member(self, path: Path, member: str) -> Digest:
-        """Return the digest that the archive's manifest gives, with the member in the store."""
-        from jarvis_rules.formats.archive import open_archive
-
-        with open_archive(path) as archive:
-            digest = archive.digest(member)
-            if not self.store.has(digest):
-                with archive.open(member) as stream:
-                    found = self.store.put_stream(stream)
-                if found != digest:
-                    raise IntegrityError(
-                        f"digest is {found}, the manifest says {digest}",
-                        slug="archive.member-digest",
-                        where=f"{path}!{member}",
-                        hint="the archive is damaged: make it again",
-                    )
-        return digest
-
     # Running
 
     def _execute(
-        self, spec: ActionSpec, action: Action, key: Digest, resolved: _Resolved
+        self, spec: ActionSpec, action: Action, key: Digest, resolved: ResolvedInputs
     ) -> ActionResult:
         from jarvis_rules.execution.tool_run import collect_outputs, run_tool
 
-        with self._gate.hold(spec.resources), self.store.scratch() as folder:
+        store = self.store_of(spec)
+        with self._gate.hold(spec.resources), store.scratch() as folder:
             self.events.receive(ActionStarted(spec.mnemonic, spec.target))
             start = time.monotonic()
-            self._stage(spec, resolved, folder)
+            self._inputs.stage(spec, resolved, folder, store)
             try:
-                run_tool(self.sandbox, action, folder, resolved.names, resolved.began)
+                run_tool(self.sandbox, action, folder, resolved.names, resolved.began, spec.keys)
             except JarvisError as error:
                 self._keep_failure(spec, action, key, folder, resolved.names, error)
                 raise
-            for path, stamp in resolved.stamps.items():
-                if not _has_stamp(path, stamp):
-                    raise _input_changed(path)
-            outputs = collect_outputs(spec.mnemonic, spec.output, folder, self.store.put_file)
-            log = self.store.put_file(folder / LOG)
+            resolved.require_unchanged()
+            outputs = collect_outputs(spec.mnemonic, spec.output, folder, store.put_file)
+            log = store.put_file(folder / LOG)
         seconds = time.monotonic() - start
         return ActionResult(outputs, log, seconds, self.sandbox.shareable)
 
@@ -354,8 +295,9 @@ class Executor:
         error: JarvisError,
     ) -> None:
         """Keep the log and the record of an action that failed, and tell how to replay it."""
-        logs = self.store.root / "logs"
-        self.store.make_folder(logs)
+        store = self.store_of(spec)
+        logs = store.root / "logs"
+        store.make_folder(logs)
         name = f"{spec.mnemonic}-{key.sha256[:16]}"
         record = logs / f"{name}.action.json"
         record.write_bytes(dump_readable_json(_action_record(spec, action, key, {}, sources)))
@@ -367,38 +309,6 @@ class Executor:
             error.message += (
                 f"\nwhole log: {log}\nreplay: jarvis-rules run-action --keep-sandbox {record}"
             )
-
-    def _stage(self, spec: ActionSpec, resolved: _Resolved, folder: Path) -> None:
-        from jarvis_rules.execution.tool_run import copy_source
-
-        (folder / OUTPUTS).mkdir()
-        (folder / INPUTS).mkdir()
-        (folder / REQUEST).write_bytes(spec.request_bytes())
-        for name, digest in resolved.digests.items():
-            target = folder / INPUTS / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if name in resolved.paths:
-                path = resolved.paths[name]
-                copy_source(path, target)
-                # A file that had just been written can change without a trace in its stamp.
-                if target.stat().st_size != digest.size or (
-                    resolved.stamps[path].racy and digest_file(target) != digest
-                ):
-                    raise _input_changed(path)
-            else:
-                self._stage_blob(spec.inputs.get(name), digest, target)
-
-    def _stage_blob(self, source: Input | None, digest: Digest, target: Path) -> None:
-        from jarvis_rules.execution.tool_run import link_blob
-
-        try:
-            self.store.verify(digest)
-        except BlobMissingError:
-            if not isinstance(source, MemberInput):
-                raise
-            if self._resolve_member(source.path, source.member) != digest:
-                raise _input_changed(source.path) from None
-        link_blob(self.store.path(digest), target)
 
 
 class _UnfitResultError(Exception):
@@ -436,22 +346,6 @@ def _faults_of_the_machine() -> Iterator[None]:
         ) from error
 
 
-def _has_stamp(path: Path, stamp: FileStamp) -> bool:
-    try:
-        return FileStamp.of(path) == stamp
-    except OSError:
-        return False
-
-
-def _input_changed(path: Path) -> IntegrityError:
-    return IntegrityError(
-        "the file changed while the action that reads it ran",
-        slug="action.input-changed",
-        where=str(path),
-        hint="build again when nothing writes to it",
-    )
-
-
 def _action_record(
     spec: ActionSpec,
     action: Action,
@@ -466,7 +360,7 @@ def _action_record(
         "key": key.sha256,
         "static_key": spec.static_key(),
         "argv": list(action.argv),
-        "request": dict(spec.request),
+        "request": spec.full_request(),
         "environment": dict(action.environment),
         "platform": dict(action.platform),
         "timeout": action.timeout,
@@ -510,9 +404,3 @@ def _not_cached(spec: ActionSpec, action: Action, destination: Destination | Non
         slug="action.not-cached",
         hint="build it where the cache is filled, or leave `--require-cached` out",
     )
-
-
-def _suggest(path: Path) -> str:
-    """Return what may help where `path` cannot be read."""
-    names = [] if not path.parent.is_dir() else [p.name for p in path.parent.iterdir()]
-    return did_you_mean(path.name, names) or "check the path, or make the file first"

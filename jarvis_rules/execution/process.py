@@ -23,9 +23,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from jarvis_rules.errors import JarvisBug
 
 UMASK = 0o022
 LOG = "log.txt"
@@ -72,13 +74,15 @@ def run_process(
     since: float | None = None,
     umask: int = UMASK,
     pass_fds: Iterable[int] = (),
+    standard_input: bytes = b"",
 ) -> int:
     """Run a program to its end, its output in `log`, and return its exit code or minus a signal.
 
-    It gets a session of its own, so that the terminal's Ctrl-C reaches this program only, an
-    empty standard input, and exactly `environment`. A `cancel_all` after `since` (monotonic;
-    default: now) cancels it even when it came before the start: give it the moment from which the
-    action was on its way, so that one that still waits for its turn never starts after Ctrl-C.
+    It gets a session of its own, so that the terminal's Ctrl-C reaches this program only, exactly
+    `environment`, and `standard_input`, which must fit into a pipe. A `cancel_all` after `since`
+    (monotonic; default: now) cancels it even when it came before the start: give it the moment
+    from which the action was on its way, so that one that still waits for its turn never starts
+    after Ctrl-C.
 
     ProcessTimeoutError, ProcessCancelledError: the process was ended, and so it is when any
     exception is raised here.
@@ -91,12 +95,12 @@ def run_process(
 
     if is_cancelled():
         raise ProcessCancelledError
-    with log.open("wb") as output:
+    with log.open("wb") as output, _input(standard_input) as source:
         process = subprocess.Popen(
             argv,
             cwd=cwd,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=source,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -123,6 +127,26 @@ def run_process(
         raise ProcessCancelledError
     # bwrap and the supervisor report a signal as shells do.
     return 128 - code if code > 128 else code
+
+
+@contextlib.contextmanager
+def _input(data: bytes) -> Iterator[int]:
+    """Yield what a process gets as its standard input: a pipe that holds `data` and then ends."""
+    if not data:
+        yield subprocess.DEVNULL
+        return
+    # Both ends close on exec: only the process that gets this one as its input inherits it.
+    reader, writer = os.pipe()
+    try:
+        # Nobody reads yet: what does not fit would wait for ever.
+        os.set_blocking(writer, False)
+        written = os.write(writer, data)
+        os.close(writer)
+        if written != len(data):
+            raise JarvisBug(f"a pipe takes {written} bytes of {len(data)}")
+        yield reader
+    finally:
+        os.close(reader)
 
 
 def was_cancelled(since: float) -> bool:

@@ -268,6 +268,26 @@ class Store:
         (self._ac / key.sha256[:2] / f"{key.sha256}.json").unlink(missing_ok=True)
 
 
+def private_root(root: Path) -> Path:
+    """Return where a store keeps what no other user may see."""
+    return root / f"private-{os.getuid()}"
+
+
+def open_private_store(root: Path) -> Store:
+    """Return the store, of this user alone, for what encrypted archives hold."""
+    folder = private_root(root)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise ToolchainError(
+            "is open to others, and what encrypted archives hold is kept there",
+            slug="cache.not-private",
+            where=str(folder),
+            hint=f"`chmod 700 {folder}`, or remove it",
+        )
+    return Store(folder)
+
+
 def is_shared(root: Path) -> bool:
     """Return whether the folder of a store is its group's: several users build with it."""
     return bool(root.stat().st_mode & stat.S_IWGRP)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jarvis_rules.core.action import INPUTS, OUTPUTS, Action, Output
 from jarvis_rules.core.digest import Digest
+from jarvis_rules.core.secret import Secret
 from jarvis_rules.errors import ERROR_CLASSES, JarvisBug, JarvisError
 from jarvis_rules.execution.delivery import listed_files
 from jarvis_rules.execution.process import (
@@ -33,11 +34,13 @@ def run_tool(
     folder: Path,
     names: Mapping[str, str],
     since: float | None = None,
+    keys: Mapping[str, Secret] | None = None,
 ) -> None:
     """Run the tool of `action` in `folder`, where its request and inputs lie.
 
     `names` is what people call an input, by staged name; a cancellation after `since` (monotonic)
-    counts. JarvisError where the tool reports one, crashes, takes too long or is cancelled.
+    counts. The tool gets `keys` on its standard input, as JSON. JarvisError where the tool reports
+    one, crashes, takes too long or is cancelled.
     """
     argv = [sys.executable, *action.argv[1:]]
     launch = sandbox.command(argv, folder, action.environment)
@@ -49,6 +52,7 @@ def run_tool(
             log=folder / LOG,
             timeout=action.timeout,
             since=since,
+            standard_input=_dump_keys(keys or {}),
         )
     except ProcessTimeoutError:
         raise JarvisError(
@@ -64,6 +68,12 @@ def run_tool(
     if report.is_file() and not report.is_symlink():
         raise _reported(report.read_bytes(), names)
     raise _interrupted(action) if code == -signal.SIGINT else _crashed(action, folder, code)
+
+
+def _dump_keys(keys: Mapping[str, Secret]) -> bytes:
+    if not keys:
+        return b""
+    return json.dumps({name: key.reveal().hex() for name, key in keys.items()}).encode()
 
 
 def collect_outputs(

@@ -16,7 +16,7 @@ from jarvis_rules.execution.execution_log import ExecutionLog
 from jarvis_rules.execution.executor import Executor
 from jarvis_rules.execution.file_digests import FileDigests
 from jarvis_rules.execution.process import install_signal_handlers
-from jarvis_rules.execution.store import UNFINISHED, Store, is_shared
+from jarvis_rules.execution.store import UNFINISHED, Store, is_shared, private_root
 
 MAX_SIZE_VARIABLE = "JARVIS_CACHE_MAX_SIZE"
 
@@ -43,18 +43,22 @@ def open_executor(
     store = Store(root)
     digests = FileDigests(_database(root))
     install_signal_handlers()
+    executor = Executor(
+        store,
+        digests,
+        log,
+        events,
+        require_cached=require_cached,
+        check_determinism=check_determinism,
+    )
     try:
-        yield Executor(
-            store,
-            digests,
-            log,
-            events,
-            require_cached=require_cached,
-            check_determinism=check_determinism,
-        )
+        yield executor
         if store.has_grown:
             _collect(root, events)
+        if private_root(root).is_dir():
+            _collect(private_root(root), events)
     finally:
+        executor.close()
         digests.close()
         store.close()
 

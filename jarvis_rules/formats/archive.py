@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jarvis_rules.core.digest import Digest, DigestWriter, Sink
+from jarvis_rules.core.secret import Secret
 from jarvis_rules.errors import IntegrityError
 from jarvis_rules.formats import eff
 from jarvis_rules.formats.archive_manifest import (
@@ -32,8 +33,9 @@ from jarvis_rules.formats.stored_gzip import StoredBlocks
 from jarvis_rules.formats.tar import TarArchive, TarMember, open_tar, quoted
 
 if TYPE_CHECKING:
-    from jarvis_rules.formats.key_source import Key
     from jarvis_rules.formats.sealed_archive import SealedArchive
+
+__all__ = ["MANIFEST", "Archive", "ArchiveManifest", "ArchiveMember", "open_archive"]
 
 _NAMES_SHOWN = 20
 _PIECE = 1 << 20
@@ -42,7 +44,7 @@ _PIECE = 1 << 20
 class Archive:
     """An open archive: its manifest, and its members by name."""
 
-    def __init__(self, path: Path, tar: TarArchive, key: Key | None = None) -> None:
+    def __init__(self, path: Path, tar: TarArchive, key: Secret | None = None) -> None:
         self.path = path
         self._tar = tar
         self._members = {member.name: member for member in tar.members}
@@ -93,7 +95,7 @@ class Archive:
         validate(document, f"{kind}-manifest", f"{self.path}!{MANIFEST}")
         return ArchiveManifest.from_document(document)
 
-    def _find_foreign(self, manifest: ArchiveManifest, key: Key | None) -> None:
+    def _find_foreign(self, manifest: ArchiveManifest, key: Secret | None) -> None:
         """Find the members of an EFF archive under the names that its manifest gives them."""
         if key is not None:
             eff.require_open(manifest, str(self.path))
@@ -141,7 +143,7 @@ class Archive:
         except ValueError:  # a number that JSON has not
             return None
 
-    def _open_encryption(self, key: Key | None) -> None:
+    def _open_encryption(self, key: Secret | None) -> None:
         encryption = self.manifest.encryption
         if encryption is None:
             if key is not None:
@@ -181,6 +183,11 @@ class Archive:
             where=str(self.path),
             hint="the archive is damaged or was not made by these tools: make it again",
         )
+
+    def require_key(self) -> None:
+        """Raise IntegrityError `encryption.missing-key` where members cannot be read without one."""
+        if self._sealed is not None:
+            self._sealed.require_key()
 
     def digest(self, member: str) -> Digest:
         """Return the digest of a member's content, as the manifest gives it.
@@ -304,7 +311,7 @@ def _is_map(document: Any) -> bool:
 
 @contextlib.contextmanager
 def open_archive(
-    path: Path, kind: str | None = None, *, key: Key | None = None
+    path: Path, kind: str | None = None, *, key: Secret | None = None
 ) -> Iterator[Archive]:
     """Open the archive at `path` for reading; `kind` is the format it must have.
 

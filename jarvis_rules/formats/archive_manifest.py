@@ -81,7 +81,7 @@ def content_digest(
 
 
 def load_yaml(data: bytes) -> Any:
-    """Return the plain values of a manifest; ManifestYamlError, with one line, for anything else."""
+    """Return the plain values of a manifest; ManifestYamlError for anything else."""
     try:
         return yaml.load(data, Loader=_ManifestLoader)  # noqa: S506
     except yaml.MarkedYAMLError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jarvis_rules.core.digest import CHUNK, Digest, DigestWriter, Sink
+from jarvis_rules.core.secret import Secret
 from jarvis_rules.errors import IntegrityError, JarvisBug
 from jarvis_rules.formats.archive_manifest import (
     ARCHIVE_VERSION,
@@ -30,7 +31,6 @@ from jarvis_rules.formats.stored_gzip import StoredBlocks, StoredGzipWriter, com
 
 if TYPE_CHECKING:
     from jarvis_rules.formats.encryption import ArchiveCipher
-    from jarvis_rules.formats.key_source import Key
 
 
 class MemberSource(Protocol):
@@ -52,7 +52,7 @@ class Member:
     """A member to write: its content is `data`, the file at `path`, or what `write` writes.
 
     `write` is called twice, since the digests of all members stand before the first. A `source`
-    is a member of another archive.
+    is a member of another archive. `conf_path` is the key of the configuration that names it.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Member:
     path: Path | None = None
     write: Callable[[Sink], object] | None = None
     source: MemberSource | None = None
+    conf_path: str | None = None
 
     def copy_to(self, sink: Sink) -> None:
         """Write the content to `sink`."""
@@ -84,7 +85,7 @@ class _Checksums:
     crc32: int = 0
     _digest: DigestWriter = field(default_factory=DigestWriter)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self.crc32 = zlib.crc32(data, self.crc32)
         self._digest.write(data)
 
@@ -107,7 +108,7 @@ def write_archive(
     kind: str,
     metadata: Mapping[str, Any],
     members: Iterable[Member],
-    key: Key | None = None,
+    key: Secret | None = None,
 ) -> ArchiveManifest:
     """Write an archive of `kind` (`ejrvs` or `jmir`) to `path` and return its manifest.
 
@@ -150,7 +151,7 @@ def write_archive(
     return ArchiveManifest.from_document(document)
 
 
-def _cipher(key: Key, digest: str) -> ArchiveCipher:
+def _cipher(key: Secret, digest: str) -> ArchiveCipher:
     from jarvis_rules.formats.encryption import CHUNK_SIZE, ArchiveCipher
 
     return ArchiveCipher(key.reveal(), ARCHIVE_VERSION, digest, CHUNK_SIZE)
@@ -180,6 +181,8 @@ def _properties(content: _Content, cipher: ArchiveCipher | None) -> dict[str, An
         "encrypted": cipher is not None,
         **content.digest.to_json(),
     }
+    if content.member.conf_path is not None:
+        properties["conf_path"] = content.member.conf_path
     if cipher is None and content.crc32 is not None:
         properties["crc32"] = f"{content.crc32:08x}"
     return properties
@@ -239,7 +242,7 @@ class _Both:
     first: Sink
     second: Sink
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self.first.write(data)
         self.second.write(data)
 

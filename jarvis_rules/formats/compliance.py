@@ -10,11 +10,10 @@ from typing import Any
 from jarvis_rules.errors import JarvisError, did_you_mean
 from jarvis_rules.formats.archive import Archive, ArchiveManifest
 from jarvis_rules.formats.archive_schema import ArchiveSchema, normalised_class
-from jarvis_rules.formats.nemo import load_config
+from jarvis_rules.formats.nemo import artifact_name, load_config
 from jarvis_rules.formats.tar import quoted
 
 WEIGHTS_MEMBER = "model_weights.safetensors"
-_HASH = re.compile(r"[0-9a-f]{32}_")
 _RELEASE = re.compile(r"\d+(\.\d+)*")
 
 
@@ -132,7 +131,7 @@ def _names_member(manifest: ArchiveManifest, document: Any, value: object) -> bo
     """
     if not isinstance(value, str) or not value:
         return False
-    name = _HASH.sub("", PurePosixPath(value.removeprefix("nemo:")).name, count=1)
+    name = artifact_name(value)
     if {name, f"artifacts/{name}"} & manifest.files.keys():
         return True
     places = [file["conf_path"] for file in manifest.files.values() if "conf_path" in file]

@@ -136,6 +136,12 @@ def open_nemo(path: Path) -> NemoArchive:
         raise
 
 
+def artifact_name(reference: str) -> str:
+    """Return the file name that a value of the configuration means, without NeMo's hash."""
+    name = PurePosixPath(reference.removeprefix("nemo:")).name
+    return _ARTIFACT_HASH.sub("", name, count=1)
+
+
 def check_finite(tensors: Mapping[str, Array], where: str) -> None:
     """Refuse a NaN or an infinity in any float tensor, naming the tensor and the index."""
     for name, tensor in tensors.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from jarvis_rules.core.secret import Secret
 from jarvis_rules.errors import IntegrityError
 from jarvis_rules.formats.archive_manifest import MAC, MANIFEST, ArchiveManifest
 from jarvis_rules.formats.encryption import (
@@ -18,22 +18,19 @@ from jarvis_rules.formats.encryption import (
 from jarvis_rules.formats.member_frame import END, member_header, padding
 from jarvis_rules.formats.tar import TarArchive, quoted
 
-if TYPE_CHECKING:
-    from jarvis_rules.formats.key_source import Key
-
 _ASK = "ask whoever made the archive for it again, and check how it got here"
 # Attempts that go into telling reordered chunks from changed ones, when a chunk is refused.
 _MAX_ATTEMPTS = 4096
 
 
 class SealedArchive:
-    """The encrypted members of an archive. With a key it is checked first, and the manifest with it.
+    """The encrypted members of an archive; with a key, that and the manifest are checked first.
 
     The container must be what the writer makes, to the byte: nothing in it can be changed unseen.
     """
 
     def __init__(
-        self, path: Path, tar: TarArchive, manifest: ArchiveManifest, key: Key | None
+        self, path: Path, tar: TarArchive, manifest: ArchiveManifest, key: Secret | None
     ) -> None:
         self._path = path
         self._tar = tar
@@ -50,7 +47,7 @@ class SealedArchive:
         self._check_sizes()
         self._check_container()
 
-    def _checked_cipher(self, manifest: ArchiveManifest, key: Key) -> ArchiveCipher:
+    def _checked_cipher(self, manifest: ArchiveManifest, key: Secret) -> ArchiveCipher:
         encryption = manifest.encryption or {}
         cipher = ArchiveCipher(
             key.reveal(), manifest.version, manifest.content_digest, encryption["chunk_size"]
@@ -105,17 +102,21 @@ class SealedArchive:
     def _bytes(self, start: int, end: int) -> bytes:
         return b"".join(self._tar.pieces(start, end))
 
+    def require_key(self) -> ArchiveCipher:
+        """Return the cipher; IntegrityError `encryption.missing-key` where no key was given."""
+        if self._cipher is None:
+            raise self._error(
+                "missing-key",
+                "the archive is encrypted, and no key was given",
+                "give it behind the file, `FILE:KEY`; KEY is `env:NAME`, `file:PATH` or the key",
+            )
+        return self._cipher
+
     def pieces(self, name: str) -> Iterator[bytes]:
         """Yield the content of a member in pieces, each authenticated before it is yielded."""
-        if self._cipher is None:
-            raise IntegrityError(
-                f"{quoted(name)} is encrypted, and no key was given",
-                slug="encryption.missing-key",
-                where=str(self._path),
-                hint=f"`{self._path}:KEY`; KEY is `env:NAME`, `file:PATH` or the key itself",
-            )
+        cipher = self.require_key()
         try:
-            yield from self._cipher.open_chunks(
+            yield from cipher.open_chunks(
                 self._members[name], lambda start, end: self._ciphertext(name, start, end)
             )
         except ChunkError as error:
@@ -128,9 +129,9 @@ class SealedArchive:
     # What is wrong
 
     def _diagnosed(self, name: str, index: int) -> IntegrityError:
-        """Return the error for a chunk that was refused: whose is it, if anybody's?"""
-        if other := self._other_owner(name, index):
-            return self._exchanged(name, other)
+        """Return the error for a chunk that was refused, after finding out where it belongs."""
+        if owner := self._other_owner(name, index):
+            return self._exchanged(name, owner)
         member, cipher = self._members[name], self._cipher
         chunk = self._ciphertext(name, *member.span(index))
         near = sorted(range(member.chunks), key=lambda other: abs(other - index))[:_MAX_ATTEMPTS]

@@ -156,37 +156,42 @@ class StoredGzip:
 def read_stored(data: mmap.mmap, file: int) -> StoredGzip | None:
     """Return the content of gzip data that the writer above could have written, else None.
 
-    `data` is the whole of the open `file`. The headers of the blocks and the size are read. The CRC-32 is compared up to `CHECKED_SIZE`
-    bytes: beyond, members have digests of their own, and reading everything is what this avoids.
+    `data` is the whole of the open `file`. The headers of the blocks and the size are read. The
+    CRC-32 is compared up to `CHECKED_SIZE` bytes: beyond, members have digests of their own, and
+    reading everything is what this avoids.
     """
     if data[: len(HEADER)] != HEADER:
         return None
+    if len(data) > CHECKED_SIZE:
+        data.madvise(mmap.MADV_RANDOM)  # else the kernel reads what lies between the headers too
     begins, starts = array("Q"), array("Q")
+    size = _find_blocks(data, begins, starts)
+    data.madvise(mmap.MADV_NORMAL)
+    if size is None:
+        return None
+    crc, stated = _TRAILER.unpack_from(data, len(data) - _TRAILER.size)
+    stored = StoredGzip(data, file, begins, starts, size)
+    is_checked = size > CHECKED_SIZE or crc == _crc(stored)
+    return stored if is_checked and stated == size & 0xFFFFFFFF else None
+
+
+def _find_blocks(data: mmap.mmap, begins: array[int], starts: array[int]) -> int | None:
+    """Add where each block begins in the content and in the file; return the content's size.
+
+    None where there is anything else than stored blocks up to the trailer, or too many of them.
+    """
     at, size, final, short = len(HEADER), 0, 0, 0
     end, unpack = len(data) - _TRAILER.size, _BLOCK_HEADER.unpack_from
-    if end - at > CHECKED_SIZE:
-        data.madvise(mmap.MADV_RANDOM)  # else the kernel reads what lies between the headers too
-    while not final:
-        if at + _BLOCK_HEADER.size > end:
-            return None
+    while not final and at + _BLOCK_HEADER.size <= end:
         final, length, inverse = unpack(data, at)
-        at += _BLOCK_HEADER.size
         short += length != MAX_BLOCK
-        if final > 1 or length ^ inverse != MAX_BLOCK or short > _MAX_SHORT_BLOCKS:
+        if final > 1 or not length or length ^ inverse != MAX_BLOCK or short > _MAX_SHORT_BLOCKS:
             return None
-        if not length:
-            return None
+        at += _BLOCK_HEADER.size
         begins.append(size)
         starts.append(at)
         at, size = at + length, size + length
-    if at != end:
-        return None
-    crc, stated = _TRAILER.unpack_from(data, at)
-    stored = StoredGzip(data, file, begins, starts, size)
-    if stated != size & 0xFFFFFFFF or (size <= CHECKED_SIZE and crc != _crc(stored)):
-        return None
-    data.madvise(mmap.MADV_NORMAL)
-    return stored
+    return size if final and at == end else None
 
 
 def _crc(stored: StoredGzip) -> int:

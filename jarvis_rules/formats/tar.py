@@ -157,7 +157,7 @@ def open_tar(path: Path, kind: str = "tar", *, in_blocks: bool = False) -> TarAr
             if magic != GZIP_MAGIC:
                 return _map(path, source, refuse)
             if in_blocks and (stored := _stored(source)) is not None:
-                return TarArchive(path, tuple(_Listing(stored, refuse)), stored)
+                return TarArchive(path, tuple(TarListing(stored, refuse)), stored)
             with tempfile.TemporaryFile() as plain:
                 _inflate(source, plain, refuse)
                 return _map(path, plain, refuse)
@@ -250,7 +250,7 @@ def _map(path: Path, source: IO[bytes], refuse: Refusals) -> TarArchive:
 class TarListing:
     """One pass over the headers of a plain tar, yielding what passed every check."""
 
-    data: mmap.mmap
+    data: mmap.mmap | StoredGzip
     refuse: Refusals
     seen: set[str] = field(default_factory=set)
     total: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -81,6 +81,32 @@ _TYPE_NAMES: dict[type, str] = {
     float: "a number",
     bool: "True or False",
 }
+
+
+def parse_options(
+    what: str, options: Sequence[Option], given: Mapping[str, object]
+) -> dict[str, Scalar]:
+    """Return the given options, typed; UsageError for an unknown or planned one."""
+    known = {option.name: option for option in options}
+    parsed: dict[str, Scalar] = {}
+    for name, value in given.items():
+        require_known(what, name, known, "option.unknown")
+        option = known[name]
+        parsed[name] = option.parse(value)
+        if option.effect == "planned" and parsed[name] != option.default:
+            raise UsageError(
+                f"not available yet: {option.help}",
+                slug="option.planned",
+                where=f"option `{name}`",
+                hint="see `What it does not do (yet)` in the README",
+            )
+    return parsed
+
+
+def without_effect(options: Sequence[Option], given: Iterable[str]) -> list[str]:
+    """Return the names of the given options that are accepted and ignored."""
+    ignored = {option.name for option in options if option.effect == "no-effect"}
+    return sorted(ignored & {*given})
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,25 +216,11 @@ class PipelineKind:
 
     def parse_options(self, given: Mapping[str, object]) -> dict[str, Scalar]:
         """Return the given options, typed; UsageError for an unknown or planned one."""
-        known = {option.name: option for option in self.options}
-        parsed: dict[str, Scalar] = {}
-        for name, value in given.items():
-            require_known(f"option of {self.name}", name, known, "option.unknown")
-            option = known[name]
-            parsed[name] = option.parse(value)
-            if option.effect == "planned" and parsed[name] != option.default:
-                raise UsageError(
-                    f"not available yet: {option.help}",
-                    slug="option.planned",
-                    where=f"option `{name}`",
-                    hint="see `What it does not do (yet)` in the README",
-                )
-        return parsed
+        return parse_options(f"option of {self.name}", self.options, given)
 
     def without_effect(self, given: Mapping[str, object]) -> list[str]:
         """Return the names of the given options that are accepted and ignored."""
-        ignored = {option.name for option in self.options if option.effect == "no-effect"}
-        return sorted(ignored & given.keys())
+        return without_effect(self.options, given)
 
     def values(self, given: Mapping[str, Scalar]) -> OptionValues:
         """Return the option values to compose with."""

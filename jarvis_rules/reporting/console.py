@@ -14,11 +14,13 @@ from jarvis_rules.core.events import ActionFinished, ActionStarted, Event, Notic
 class Console:
     """Prints events to `stream`; on a terminal, running actions are shown with their age.
 
-    Meaning is never in colour alone, and `NO_COLOR` switches colour off.
+    Meaning is never in colour alone, and `NO_COLOR` switches colour off. A quiet one leaves
+    actions out.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, is_quiet: bool = False) -> None:
         self._stream = stream or sys.stderr
+        self._is_quiet = is_quiet
         self._lock = threading.Lock()
         self._finished: list[ActionFinished] = []
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -66,7 +68,7 @@ class Console:
         return text
 
     def _start(self, event: ActionStarted) -> None:
-        if not self._live:
+        if not self._live or self._is_quiet:
             return
         if self._progress is None:
             from rich.console import Console as RichConsole
@@ -90,7 +92,8 @@ class Console:
         task = self._tasks.pop((event.mnemonic, event.target), None)
         if task is not None:
             self._progress.remove_task(task)
-        self._print(f"{event.outcome:8} {event.mnemonic} {event.target} {event.seconds:.1f} s")
+        if not self._is_quiet:
+            self._print(f"{event.outcome:8} {event.mnemonic} {event.target} {event.seconds:.1f} s")
         if not self._tasks:
             self._stop()
 

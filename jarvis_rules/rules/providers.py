@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jarvis_rules.core.action import ActionSpec
 from jarvis_rules.core.gpu import GpuTarget
+from jarvis_rules.core.secret import Secret
 from jarvis_rules.execution.delivery import Destination
 
 
@@ -29,11 +30,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class PipelineInfo:
-    """A pipeline: its `.jmir`, its kind, and the name that it is served under."""
+    """A pipeline: its `.jmir`, its kind, the name that it is served under, the key of the `.jmir`."""
 
     name: str
     kind: str
     jmir: Path
+    key: Secret | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

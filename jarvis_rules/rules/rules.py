@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jarvis_rules.core.action import (
@@ -14,11 +14,13 @@ from jarvis_rules.core.action import (
     StoredInput,
     TreeInput,
 )
+from jarvis_rules.core.digest import Digest
 from jarvis_rules.core.gpu import GpuTarget
-from jarvis_rules.core.registry import entry_modules
+from jarvis_rules.core.registry import entry_modules, require_known
+from jarvis_rules.core.secret import Secret
 from jarvis_rules.core.toolchain import find_toolchain
 from jarvis_rules.engines.engine import find_engine
-from jarvis_rules.errors import UsageError
+from jarvis_rules.errors import ToolchainError, UsageError
 from jarvis_rules.execution.delivery import Destination
 from jarvis_rules.execution.executor import Executed
 from jarvis_rules.formats.jmir import Scalar
@@ -32,21 +34,70 @@ from jarvis_rules.rules.providers import (
 )
 
 ENGINE = "onnxruntime"
+GRAPH = "model_graph.onnx"
+EXPORT_FORMATS = ("CKPT", "ONNX", "TS")
 
 
-def export_model(nemo: Path, archive: Path) -> ModelInfo:
-    """Declare NemoExport: the checkpoint `nemo` becomes `archive`."""
+def export_model(
+    nemo: Path, archive: Path, export_format: str = "ONNX", *, key: Secret | None = None
+) -> ModelInfo:
+    """Declare NemoExport: the checkpoint `nemo` becomes `archive`, encrypted with `key` if given.
+
+    UsageError for an unknown format, ToolchainError for one that takes another toolchain.
+    """
+    require_known("format", export_format, EXPORT_FORMATS, "format.unknown")
+    if export_format == "TS":
+        raise ToolchainError(
+            "TorchScript takes a toolchain with torch and NeMo, and there is none",
+            slug="toolchain.torchscript",
+            where=str(nemo),
+            hint="leave the format out: what pipelines are built of is ONNX",
+        )
     spec = ActionSpec(
         mnemonic="NemoExport",
         tool="nemo_export",
-        request={"model": "inputs/model.nemo"},
+        request={"model": "inputs/model.nemo", "format": export_format},
         inputs={"model.nemo": FileInput(nemo)},
         output=Output("model.ejrvs"),
         toolchain=find_toolchain("export", "nemo_export", entry_modules("jarvis_rules.exporters")),
         target=archive.name,
+        keys={} if key is None else {"archive": key},
     )
     destination = Destination(archive, record=_record(archive))
     return ModelInfo(archive, DeclaredAction(spec, destination, (nemo,)))
+
+
+def validate_archive(
+    archive: Digest,
+    target: str,
+    schemas: Sequence[Path],
+    *,
+    is_chosen: bool,
+    key: Secret | None = None,
+) -> ActionSpec:
+    """Return ArchiveValidate: the stored archive is compared with the schema of its class.
+
+    The only one of `schemas` where it `is_chosen`; else the first that fits of these and of those
+    that come with this package. The result is a report.
+    """
+    names = [f"schemas/{index}.yaml" for index in range(len(schemas))]
+    return ActionSpec(
+        mnemonic="ArchiveValidate",
+        tool="archive_validate",
+        request={
+            "archive": "inputs/model.ejrvs",
+            "schemas": [f"inputs/{name}" for name in names],
+            "is_chosen": is_chosen,
+        },
+        inputs={
+            "model.ejrvs": StoredInput(archive),
+            **{name: FileInput(path) for name, path in zip(names, schemas, strict=True)},
+        },
+        output=Output("validation.json"),
+        toolchain=find_toolchain("export", "archive_validate"),
+        target=target,
+        keys={} if key is None else {"archive": key},
+    )
 
 
 def build_pipeline(
@@ -55,9 +106,13 @@ def build_pipeline(
     models: Mapping[str, Path],
     options: Mapping[str, object],
     jmir: Path,
+    *,
+    key: Secret | None = None,
+    model_keys: Mapping[str, Secret] | None = None,
 ) -> tuple[PipelineInfo, DeclaredAction]:
     """Declare JmirBuild: the archives in `models`, by slot, become the pipeline `jmir`.
 
+    `model_keys` are those of encrypted archives, by slot; `key` encrypts the pipeline.
     UsageError for an unknown pipeline or option, a bad value, and a missing or extra model.
     """
     kind = find_pipeline(kind_name)
@@ -86,10 +141,15 @@ def build_pipeline(
             "pipeline", "jmir_build", (f"jarvis_rules.pipelines.{kind.name}",)
         ),
         target=name,
+        keys={
+            **{f"models/{slot}": secret for slot, secret in (model_keys or {}).items()},
+            **({} if key is None else {"pipeline": key}),
+        },
+        confidential=bool(model_keys) and key is None,
     )
     destination = Destination(jmir, record=_record(jmir))
     action = DeclaredAction(spec, destination, tuple(models.values()))
-    return PipelineInfo(name, kind.name, jmir), action
+    return PipelineInfo(name, kind.name, jmir, key), action
 
 
 def build_engines(
@@ -108,10 +168,10 @@ def build_engines(
         request={
             "engine": engine.name,
             "gpu": gpu.to_json(),
-            "graphs": {name: f"inputs/{name}.onnx" for name in kind.engines},
+            "graphs": {name: f"inputs/{name}/{GRAPH}" for name in kind.engines},
         },
         inputs={
-            f"{name}.onnx": MemberInput(pipeline.jmir, f"{name}/model_graph.onnx")
+            f"{name}/{GRAPH}": MemberInput(pipeline.jmir, f"{name}/{GRAPH}", pipeline.key)
             for name in kind.engines
         },
         output=Output("engines.json", "engines"),
@@ -120,6 +180,7 @@ def build_engines(
         ),
         target=f"{pipeline.name}[{gpu.name}]",
         platform=gpu.properties(),
+        confidential=pipeline.key is not None,
     )
     destination = Destination(manifest, folder, _record(manifest))
     action = DeclaredAction(spec, destination, (pipeline.jmir,))
@@ -166,6 +227,8 @@ def assemble_repository(
             ),
         ),
         target=f"{pipeline.name}[{gpu.name}]",
+        keys={} if pipeline.key is None else {"pipeline": pipeline.key},
+        confidential=pipeline.key is not None,
     )
     manifest = models / f"{pipeline.name}.repository.json"
     action = DeclaredAction(spec, Destination(manifest, models, record), tuple(sources))

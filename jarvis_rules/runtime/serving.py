@@ -8,14 +8,15 @@ used give an INVALID_ARG error with a clear text, anything unforeseen an INTERNA
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Answer = Mapping[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 def check_tensors() -> None:
@@ -54,6 +55,61 @@ def answer_each(
     return [_answer(request, answer, module) for request in requests]
 
 
+def answer_together(
+    requests: list[object],
+    read: Callable[[object], T],
+    answer: Callable[[list[T]], Sequence[Answer | Exception]],
+    module: str,
+) -> list[object]:
+    """Answer requests in one go; where that fails unforeseen, each by itself.
+
+    Args:
+        requests: the `pb_utils.InferenceRequest`s of one `execute` call.
+        read: what to answer of one request; it raises `ValueError` as in `answer_each`.
+        answer: makes the output tensors of requests that were read, or says why there are none.
+        module: name for messages about our own mistakes.
+
+    Returns:
+        One `pb_utils.InferenceResponse` per request, in order.
+
+    """
+
+    responses: dict[int, object] = {}
+    waiting: dict[int, T] = {}
+    for number, request in enumerate(requests):
+        try:
+            waiting[number] = read(request)
+        except Exception as error:
+            responses[number] = _failed(error, module)
+    try:
+        found = answer(list(waiting.values()))
+    except Exception as error:
+        if len(requests) > 1:
+            return [answer_together([one], read, answer, module)[0] for one in requests]
+        found = [error]
+    for number, value in zip(waiting, found, strict=True):
+        failed = isinstance(value, Exception)
+        responses[number] = _failed(value, module) if failed else _answered(value)
+    return [responses[number] for number in range(len(requests))]
+
+
+def input_texts(request: object, name: str) -> list[str]:
+    """Return a STRING input of shape [items, 1] as texts; raise `ValueError` for other bytes."""
+    array = input_array(request, name, np.object_, 2)
+    if array.shape[1] != 1:
+        raise ValueError(f"input `{name}` must have shape [items, 1], got {list(array.shape)}")
+    texts = []
+    for item, value in enumerate(array[:, 0]):
+        try:
+            texts.append(value.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"item {item}: `{name}` is not UTF-8: byte 0x{value[error.start]:02x} at "
+                f"{error.start}"
+            ) from None
+    return texts
+
+
 def input_array(request: object, name: str, dtype: DTypeLike, rank: int) -> NDArray[Any]:
     """Return an input tensor as an array; raise `ValueError` if it is missing or of another kind.
 
@@ -85,16 +141,25 @@ def input_column(request: object, name: str, items: int) -> NDArray[np.int64]:
 
 
 def _answer(request: object, answer: Callable[[object], Answer], module: str) -> object:
-    triton = _triton()
     try:
-        tensors = [triton.Tensor(name, array) for name, array in answer(request).items()]
-        return triton.InferenceResponse(output_tensors=tensors)
-    except ValueError as error:
-        return _failure(str(error), triton.TritonError.INVALID_ARG)
+        return _answered(answer(request))
     except Exception as error:
-        triton.Logger.log_error(traceback.format_exc())
-        text = f"{module} failed: {type(error).__name__}: {error}"
-        return _failure(text, triton.TritonError.INTERNAL)
+        return _failed(error, module)
+
+
+def _answered(answer: Answer) -> object:
+    triton = _triton()
+    tensors = [triton.Tensor(name, array) for name, array in answer.items()]
+    return triton.InferenceResponse(output_tensors=tensors)
+
+
+def _failed(error: Exception, module: str) -> object:
+    triton = _triton()
+    if isinstance(error, ValueError):
+        return _failure(str(error), triton.TritonError.INVALID_ARG)
+    triton.Logger.log_error("".join(traceback.format_exception(error)))
+    text = f"{module} failed: {type(error).__name__}: {error}"
+    return _failure(text, triton.TritonError.INTERNAL)
 
 
 def _failure(text: str, code: object) -> object:

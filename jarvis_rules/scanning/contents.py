@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.formats.checkpoint import MAX_PICKLE_SIZE, read_checkpoint
+from jarvis_rules.formats.checkpoint import read_checkpoint
 from jarvis_rules.formats.tar import quoted, release_pages
 from jarvis_rules.scanning.pickles import Budget, may_be_pickle, note_rebuilds, walk_pickles
 from jarvis_rules.scanning.report import Findings, inside
@@ -64,23 +64,25 @@ class ContentScan:
     def zip(self, data: memoryview, where: str, depth: int = 0) -> None:
         """Look into a zip, the pickles and files in it included."""
         entries = ZipScan(data, where, self.findings).entries()
-        storages: set[str] | None = None
+        storages: set[str] = set()
+        has_tensors = False
         for entry in entries:
             self.check_entry_name(entry, where)
             if entry.content is None:
                 continue
             place = inside(where, quoted(entry.name)[1:-1])
             if entry.name.endswith(".pkl"):
-                walker = self.pickles(entry.content, place, may_trail=not entry.size)
+                used = self.pickles(entry.content, place, may_trail=not entry.size)
                 if re.fullmatch(r"[^/]+/data\.pkl", entry.name):
-                    storages = (storages or set()) | walker
+                    storages |= used
+                    has_tensors = True
             elif not re.fullmatch(r"[^/]+/data/[^/]+", entry.name):
                 self.content(memoryview(entry.content), entry.name, place, depth + 1)
-        for entry in entries if storages is not None else ():
-            if match := re.fullmatch(r"[^/]+/data/([^/]+)", entry.name):
-                if match[1] not in storages and entry.size:
-                    message = f"no tensor uses {quoted(entry.name)}, {entry.size} bytes"
-                    self.findings.add("zip.unused", where, message, entry.header)
+        for entry in entries if has_tensors else ():
+            match = re.fullmatch(r"[^/]+/data/([^/]+)", entry.name)
+            if match and entry.size and match[1] not in storages:
+                message = f"no tensor uses {quoted(entry.name)}, {entry.size} bytes"
+                self.findings.add("zip.unused", where, message, entry.header)
 
     def check_entry_name(self, entry: ZipEntry, where: str) -> None:
         """Report an entry that `torch.save` does not write."""

@@ -13,6 +13,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jarvis_rules.formats.checkpoint import (
@@ -133,8 +134,7 @@ class PickleWalker:
             rule = "pickle.known-elsewhere"
         shown = name if arguments is None else _Made(name, arguments)
         offset = name.offset if arguments is None else self.at
-        message = lambda: f"loading it would {verb} {quoted(_show(shown), _MAX_TEXT)}"  # noqa: E731
-        self.findings.add(rule, self.where, message, offset)
+        self.findings.add(rule, self.where, partial(_would, verb, shown), offset)
 
     def step(self, name: str, argument: Any) -> None:
         """Follow one opcode."""
@@ -239,13 +239,28 @@ class PickleWalker:
         made = _Made(function, arguments)
         self.stack.append(made)
         if not isinstance(function, _Name):
-            message = lambda: f"loading it would call {quoted(_show(made), _MAX_TEXT)}"  # noqa: E731
-            self.add("pickle.call", message)
+            self.add("pickle.call", partial(_would, "call", made))
         elif function.is_harmless:
             self.rebuilds[function.text] += 1
         else:
             function.was_called = True
             self.named("pickle.call", function, "call", arguments)
+
+    def call_with_keywords(self, function: object, arguments: object, keywords: object) -> None:
+        """Push what a call with keywords returns."""
+        given = arguments.head if isinstance(arguments, _Items) else [arguments]
+        self.call(function, _Items("tuple", [*given, keywords], len(given) + 1))
+
+    def call_object(self, parts: list[Any]) -> None:
+        """Push what a call returns whose function lies with its arguments."""
+        self.call(parts[0], _Items("tuple", parts[1 : _HEAD + 1], len(parts) - 1))
+
+    def call_instance(self, names: str) -> None:
+        """Push what a call returns whose function is part of the opcode."""
+        arguments = self.pop_mark()
+        module, _, name = names.partition(" ")
+        self.symbol(module, name)
+        self.call_object([self.stack.pop(), *arguments])
 
     def build(self) -> None:
         """Report what would get a state; containers have none that matters."""
@@ -254,8 +269,7 @@ class PickleWalker:
         if isinstance(target, _Made) and isinstance(target.function, _Name):
             is_container = target.function.is_harmless
         if not is_container:
-            show = lambda: quoted(f"{_show(target)} to {_show(state)}", _MAX_TEXT)  # noqa: E731
-            self.add("pickle.build", lambda: f"loading it would set the state of {show()}")
+            self.add("pickle.build", partial(_state_set, target, state))
 
     def persistent(self, identity: object) -> None:
         """Push a storage, or report another persistent id."""
@@ -340,16 +354,26 @@ class _Shown(reprlib.Repr):
         return f"{function}{arguments}"
 
     def repr__Items(self, value: _Items, level: int) -> str:  # noqa: N802
-        start, end = {"list": "[]", "dict": "{}", "set": "{}"}.get(value.kind, "()")
+        brackets = {"list": "[]", "dict": "{}", "set": "{}"}.get(value.kind, "()")
         shown = [self.repr1(item, level - 1) for item in value.head] if level > 0 else ["…"]
         if value.kind == "dict":
             pairs = zip(shown[::2], shown[1::2], strict=False)
             shown = [f"{key}: {item}" for key, item in pairs]
         more = ["…"] if value.count > len(value.head) else []
-        return start + ", ".join([*shown, *more]) + end
+        return brackets[0] + ", ".join([*shown, *more]) + brackets[1]
 
 
 _show = _Shown().repr
+
+
+def _would(verb: str, shown: object) -> str:
+    return f"loading it would {verb} {quoted(_show(shown), _MAX_TEXT)}"
+
+
+def _state_set(target: object, state: object) -> str:
+    shown = quoted(f"{_show(target)} to {_show(state)}", _MAX_TEXT)
+    return f"loading it would set the state of {shown}"
+
 
 _CONSTANTS = {
     *("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -385,32 +409,14 @@ _STEPS: dict[str, _Step] = {
     "APPEND": lambda w, _: w.grow(w.pop_many(1)),
     "SETITEM": lambda w, _: w.grow(w.pop_many(2)),
     **dict.fromkeys(("APPENDS", "SETITEMS", "ADDITEMS"), lambda w, _: w.grow(w.pop_mark())),
-    "GLOBAL": lambda w, argument: w.symbol(*argument.split(" ", 1)),
+    "GLOBAL": lambda w, names: w.symbol(*names.partition(" ")[::2]),
     "STACK_GLOBAL": lambda w, _: w.symbol(*w.pop_many(2)),
     **dict.fromkeys(("EXT1", "EXT2", "EXT4"), PickleWalker.extension),
     **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda w, _: w.call(*w.pop_many(2))),
-    "NEWOBJ_EX": lambda w, _: _new_with_keywords(w, *w.pop_many(3)),
-    "INST": lambda w, argument: _instance(w, argument),
-    "OBJ": lambda w, _: _object(w, w.pop_mark()),
+    "NEWOBJ_EX": lambda w, _: w.call_with_keywords(*w.pop_many(3)),
+    "INST": PickleWalker.call_instance,
+    "OBJ": lambda w, _: w.call_object(w.pop_mark()),
     "BUILD": lambda w, _: w.build(),
     "PERSID": lambda w, identity: w.persistent(identity),
     "BINPERSID": lambda w, _: w.persistent(w.pop()),
 }
-
-
-def _new_with_keywords(
-    walker: PickleWalker, function: object, arguments: Any, keywords: Any
-) -> None:
-    given = arguments.head if isinstance(arguments, _Items) else [arguments]
-    walker.call(function, _Items("tuple", [*given, keywords], len(given) + 1))
-
-
-def _instance(walker: PickleWalker, names: str) -> None:
-    arguments = walker.pop_mark()
-    walker.symbol(*names.split(" ", 1))
-    walker.call(walker.stack.pop(), _Items("tuple", arguments[:_HEAD], len(arguments)))
-
-
-def _object(walker: PickleWalker, parts: list[Any]) -> None:
-    arguments = _Items("tuple", parts[1 : _HEAD + 1], len(parts) - 1)
-    walker.call(parts[0], arguments)

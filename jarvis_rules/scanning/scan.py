@@ -10,7 +10,8 @@ from typing import Any
 
 from jarvis_rules.core.digest import CHUNK, DigestWriter
 from jarvis_rules.errors import IntegrityError, UsageError
-from jarvis_rules.formats.archive import MANIFEST, open_archive
+from jarvis_rules.formats.archive import open_archive
+from jarvis_rules.formats.archive_manifest import MAC, MANIFEST
 from jarvis_rules.formats.checkpoint import read_checkpoint
 from jarvis_rules.formats.jmir import read_pipeline
 from jarvis_rules.formats.nemo import CONFIG, WEIGHTS, load_config, open_nemo
@@ -53,7 +54,7 @@ def scan_file(path: Path) -> ScanReport:
                 _scan(path, kind, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ), findings)
     except OSError as error:
         raise unreadable(path, error) from error
-    _ask_reader(path, kind, findings)
+    _ask_reader(path, findings)
     return findings.report(str(path), kind, size)
 
 
@@ -101,10 +102,14 @@ def _scan_manifest(members: list[TarMember], view: memoryview, findings: Finding
     data = bytes(view[manifest.offset : manifest.offset + min(manifest.size, MAX_SIZE + 1)])
     scan_configuration(data, MANIFEST, findings)
     try:
-        listed = load_config(data, MANIFEST).get("files")
+        document = load_config(data, MANIFEST)
     except IntegrityError:
         return
+    listed = document.get("files")
     files = listed if isinstance(listed, dict) else {}
+    metadata = document.get("metadata")
+    if isinstance(metadata, dict) and metadata.get("encryption"):
+        there.pop(MAC, None)  # authenticates the manifest, which cannot list it
     for name in files.keys() - there.keys():
         message = f"the manifest lists {quoted(str(name))}, which is not there"
         findings.add("manifest.missing-member", MANIFEST, message)
@@ -135,7 +140,7 @@ def _compare(
         findings.add("manifest.digest", where, message)
 
 
-def _ask_reader(path: Path, kind: str, findings: Findings) -> None:
+def _ask_reader(path: Path, findings: Findings) -> None:
     """Add what the reader of this format refuses the file for."""
     try:
         read_whole(path)
@@ -164,6 +169,8 @@ def _read_nemo(path: Path) -> None:
 def _read_archive(path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
     with open_archive(path, kind) as archive:
+        if archive.manifest.encryption:
+            return  # without the key there is no more to read
         for name, properties in archive.manifest.files.items():
             if properties["size"] <= MAX_READ:
                 archive.read(name)

@@ -1,21 +1,23 @@
 """JmirBuild: `.ejrvs` archives → a `.jmir`.
 
 Request: `pipeline` (kind), `name`, `options` (given, typed), `models` {slot: input path}.
+Keys: `models/<slot>` of an encrypted archive, `pipeline` to encrypt the `.jmir` with.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jarvis_rules.errors import UsageError
-from jarvis_rules.formats.archive import Archive, Member, open_archive, write_archive
+from jarvis_rules.formats.archive import Archive, open_archive
+from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.jmir import PIPELINE_MEMBER, dump_pipeline
 from jarvis_rules.pipelines.pipeline import ModelSource, SourceMember, find_pipeline
-from jarvis_rules.tools.program import run_tool
+from jarvis_rules.tools.program import key_of, run_tool
 
 OUTPUT = Path("outputs/pipeline.jmir")
 
@@ -25,9 +27,11 @@ def build_jmir(request: Mapping[str, Any]) -> None:
     kind = find_pipeline(request["pipeline"])
     with contextlib.ExitStack() as stack:
         archives = {
-            slot: stack.enter_context(open_archive(Path(path), "ejrvs"))
+            slot: stack.enter_context(_open(request, slot, Path(path)))
             for slot, path in request["models"].items()
         }
+        for slot, archive in archives.items():
+            _require_graphs(archive, request["models"][slot])
         models = {slot: _source(archive) for slot, archive in archives.items()}
         for slot in kind.slots:
             if models[slot.name].family not in slot.families:
@@ -46,7 +50,7 @@ def build_jmir(request: Mapping[str, Any]) -> None:
             )
         ]  # fmt: skip
         for name, source in composition.members.items():
-            members.append(_member(name, source, archives))
+            members += _members(name, source, archives)
         write_archive(
             OUTPUT,
             "jmir",
@@ -56,6 +60,23 @@ def build_jmir(request: Mapping[str, Any]) -> None:
                 "kind": kind.name,
             },
             members,
+            key_of(request, "pipeline"),
+        )
+
+
+def _open(
+    request: Mapping[str, Any], slot: str, path: Path
+) -> contextlib.AbstractContextManager[Archive]:
+    return open_archive(path, "ejrvs", key=key_of(request, f"models/{slot}"))
+
+
+def _require_graphs(archive: Archive, where: str) -> None:
+    if not archive.manifest.metadata["graphs"]:
+        raise UsageError(
+            "the archive holds weights (`--format CKPT`) and no graph to build a pipeline of",
+            slug="pipeline.no-graph",
+            where=where,
+            hint="export the model again without `--format`",
         )
 
 
@@ -70,13 +91,20 @@ def _source(archive: Archive) -> ModelSource:
     )
 
 
-def _member(name: str, source: SourceMember | bytes, archives: Mapping[str, Archive]) -> Member:
+def _members(
+    name: str, source: SourceMember | bytes, archives: Mapping[str, Archive]
+) -> Iterator[Member]:
     role = "graph" if name.endswith(".onnx") else "asset"
     if isinstance(source, bytes):
-        return Member(name, role, "made by the pipeline", data=source)
-    scratch = Path(f"member-{name.replace('/', '-')}")
-    archives[source.slot].extract(source.member, scratch)
-    return Member(name, role, f"`{source.member}` of {source.slot}", path=scratch)
+        yield Member(name, role, "made by the pipeline", data=source)
+        return
+    archive, origin = archives[source.slot], f"`{source.member}` of {source.slot}"
+    yield Member(name, role, origin, source=archive.source(source.member))
+    weights = PurePosixPath(f"{source.member}.data")
+    if str(weights) in archive.manifest.files:
+        # The graph refers to them by this name.
+        beside = str(PurePosixPath(name).with_name(weights.name))
+        yield Member(beside, "weights", f"weights of {origin}", source=archive.source(str(weights)))
 
 
 if __name__ == "__main__":

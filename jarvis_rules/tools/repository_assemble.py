@@ -1,7 +1,7 @@
 """RepositoryAssemble: a `.jmir` and its engines → Triton models, and their manifest.
 
 Request: `jmir`, `engines` (manifest) and `engine_files` (folder): input paths; `backends`: names
-of the runtime modules that the pipeline may use.
+of the runtime modules that the pipeline may use. Key: `pipeline`, of an encrypted `.jmir`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jarvis_rules.errors import IntegrityError
 from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.jmir import read_pipeline
 from jarvis_rules.formats.schema import validate
-from jarvis_rules.tools.program import run_tool
+from jarvis_rules.tools.program import key_of, run_tool
 from jarvis_rules.triton.lint import check_repository
 from jarvis_rules.triton.repository import (
     EngineFile,
@@ -42,7 +42,9 @@ def assemble_repository(request: Mapping[str, Any]) -> None:
         )
         for name, description in document["engines"].items()
     }
-    with open_archive(Path(request["jmir"]), "jmir") as archive:
+    with open_archive(
+        Path(request["jmir"]), "jmir", key=key_of(request, "pipeline")
+    ) as archive:
         pipeline = read_pipeline(archive)
         for module in pipeline.modules:
             # The files of these backends are in the action's key, those of others are not.

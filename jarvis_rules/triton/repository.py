@@ -15,6 +15,7 @@ from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.errors import IntegrityError, JarvisBug
 from jarvis_rules.formats.jmir import Module, Pipeline
 from jarvis_rules.triton.model_config import (
+    CALLS,
     backend_config,
     engine_config,
     ensemble_config,
@@ -81,7 +82,8 @@ def compose_repository(pipeline: Pipeline, engines: Mapping[str, EngineFile]) ->
         if module.engine is not None:
             _add_engine(files, module, model, engines[module.engine])
         elif module.backend is not None:
-            _add_backend(files, module, model, module.backend)
+            _check_call(module, models)
+            _add_backend(files, module, models, module.backend)
         for name, member in module.files.items():
             path = f"{model}/{VERSION}/{name}"
             if path in files.data or path in files.paths:
@@ -134,11 +136,20 @@ def _compatible(
     return all(-1 in pair or pair[0] == pair[1] for pair in zip(found[1], expected[1], strict=True))
 
 
-def _add_backend(files: RepositoryFiles, module: Module, model: str, backend: str) -> None:
+def _check_call(module: Module, models: Mapping[str, str]) -> None:
+    called = module.parameters.get(CALLS)
+    if called is not None and called not in models:
+        raise _refused("unknown-call", f"calls `{called}`, which is no module", module)
+
+
+def _add_backend(
+    files: RepositoryFiles, module: Module, models: Mapping[str, str], backend: str
+) -> None:
+    model = models[module.name]
     source = _RUNTIME / f"{backend}.py"
     if not source.is_file() or b"class TritonPythonModel" not in source.read_bytes():
         raise _refused("unknown-backend", f"there is no backend `{backend}`", module)
-    files.data[f"{model}/config.pbtxt"] = render_config(backend_config(module))
+    files.data[f"{model}/config.pbtxt"] = render_config(backend_config(module, models))
     shim = _SHIM.format(package=_CARRIED, module=backend)
     files.data[f"{model}/{VERSION}/model.py"] = shim.encode()
     folder = f"{model}/{VERSION}/{_CARRIED}"
