@@ -46,28 +46,31 @@ def run(arguments: argparse.Namespace) -> int:
     from jarvis_rules.execution import collection
 
     root = cache_directory()
+    roots = collection.store_roots(root)
     document: dict[str, Any] = {"cache": str(root)}
     code = EXIT_OK
     if arguments.verb == "gc":
         given = arguments.max_size
         limit = collection.parse_size(given) if given else collection.max_size()
-        collected = collection.collect(root, limit)
+        collected = [collection.collect(store, limit) for store in roots]
         document |= {
-            "removed_results": collected.results,
-            "removed_blobs": collected.blobs,
-            "removed_bytes": collected.blob_bytes,
+            "removed_results": sum(c.results for c in collected),
+            "removed_blobs": sum(c.blobs for c in collected),
+            "removed_bytes": sum(c.blob_bytes for c in collected),
         }
     elif arguments.verb == "verify":
-        verified = collection.verify(root)
+        verified = [collection.verify(store) for store in roots]
         document |= {
-            "checked_blobs": verified.blobs,
-            "checked_results": verified.results,
-            "damaged": list(verified.damaged),
+            "checked_blobs": sum(v.blobs for v in verified),
+            "checked_results": sum(v.results for v in verified),
+            "damaged": [name for v in verified for name in v.damaged],
         }
-        code = EXIT_INTEGRITY if verified.damaged else EXIT_OK
+        code = EXIT_INTEGRITY if document["damaged"] else EXIT_OK
     elif arguments.verb == "clear":
-        collection.clear(root)
-    document |= collection.measure(root).to_json()
+        for store in roots:
+            collection.clear(store)
+    sizes = [collection.measure(store).to_json() for store in roots]
+    document |= {name: sum(size[name] for size in sizes) for name in sizes[0]}
     _print(document, arguments.format)
     return code
 

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jarvis_rules import __version__
 from jarvis_rules.errors import (
@@ -19,6 +19,9 @@ from jarvis_rules.errors import (
     UsageError,
     did_you_mean,
 )
+
+if TYPE_CHECKING:
+    from jarvis_rules.formats.key_source import Key
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -92,20 +95,40 @@ def print_note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)  # noqa: T201
 
 
-def parse_file_and_key(text: str, suffixes: Sequence[str]) -> Path:
-    """Return the path of `FILE[:KEY]`, which splits at the first `:` after a known suffix.
+def parse_archive(text: str) -> tuple[Path, Key | None]:
+    """Return the path and the key of `FILE[:KEY]`; a key that is public is told.
 
-    UsageError where a key is given: encrypted archives are not available yet.
+    UsageError where there is a key that cannot be read.
     """
-    for suffix in suffixes:
-        file, found, key = text.partition(f"{suffix}:")
-        if found and key:
-            raise UsageError(
-                "a key was given, but encrypted archives are not available yet",
-                slug="key.planned",
-                where=f"{file}{suffix}",
-                hint=f"leave the key out: `{file}{suffix}`",
-            )
-        if found:
-            return Path(file + suffix)
-    return Path(text)
+    from jarvis_rules.formats.key_source import parse_file_and_key
+
+    path, key = parse_file_and_key(text)
+    warn_of_key(key)
+    return path, key
+
+
+def parse_key(text: str | None) -> Key | None:
+    """Return the key of `--key KEY`, if it was given; UsageError where it cannot be read."""
+    from jarvis_rules.formats.key_source import read_key
+
+    key = None if text is None else read_key(text)
+    warn_of_key(key)
+    return key
+
+
+def require_one_key(first: Key | None, second: Key | None, where: str) -> Key | None:
+    """Return the key that either of two places gives; UsageError where they give two."""
+    if first is not None and second is not None and first != second:
+        raise UsageError(
+            "two different keys are given for one file",
+            slug="key.contradiction",
+            where=where,
+            hint="give it once: behind the file, or with `--key`",
+        )
+    return first or second
+
+
+def warn_of_key(key: Key | None) -> None:
+    """Tell what the user must know of a key."""
+    if key is not None and key.warning is not None:
+        print_note(key.warning)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jarvis_rules.cli.command import (
     ArgumentParser,
     add_version,
-    parse_file_and_key,
+    parse_archive,
+    parse_key,
+    require_one_key,
     run_command,
 )
 from jarvis_rules.cli.options import add_options, bind_flags, given_options
@@ -18,9 +21,13 @@ from jarvis_rules.cli.verbosity import LEVELS, Talk
 from jarvis_rules.errors import UsageError, did_you_mean
 from jarvis_rules.pipelines.pipeline import PipelineKind, find_pipeline, pipeline_names
 
+if TYPE_CHECKING:
+    from jarvis_rules.formats.key_source import Key
+
 _EXAMPLES = """\
 examples:
   jarvis-build speech_recognition asr.jmir model.ejrvs --name=asr_en --offline
+  jarvis-build speech_recognition asr.jmir:env:KEY model.ejrvs:file:key.txt
   jarvis-build speech_recognition --help
 """
 # Pipelines of Jarvis, for which there may be none here yet.
@@ -35,8 +42,16 @@ _OF_JARVIS = (
 )
 # Options without a value that may stand before the pipeline.
 _FLAGS = ("--force", "--help", "--verbose", "--version")
-# What the old tool named a pipeline that was built without --name.
-_DEFAULT_NAMES = {"speech_recognition": "jarvis-asr"}
+# What the old tool named a pipeline that was built without --name, after the public listings; an
+# option that is empty leaves out what stands before it.
+_DEFAULT_NAMES = {
+    "speech_recognition": ("jarvis-asr", "", ""),
+    "qa": ("jarvis_qa", "", ""),
+    "token_classification": ("jarvis_ner", "_", "domain_name"),
+    "text_classification": ("jarvis_text_classification", "_", "domain_name"),
+    "intent_slot": ("jarvis_intent", "_", "domain_name"),
+    "punctuation": ("jarvis-punctuation", "-", "language_code"),
+}
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -99,14 +114,26 @@ def _parser(kind: PipelineKind) -> ArgumentParser:
     parser.add_argument("out", metavar="OUT.jmir", help="the pipeline to write")
     parser.add_argument("sources", metavar="IN.ejrvs", nargs="+", help="exported models, in order")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite a differing output")
+    parser.add_argument("--key", help="encrypt OUT.jmir, as OUT.jmir:KEY does")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what the tools said")
     parser.add_argument(
         "--name",
-        default=_DEFAULT_NAMES.get(kind.name, kind.name),
-        help="name of the pipeline and prefix of its models (default: %(default)s)",
+        help="name of the pipeline and prefix of its models "
+        f"(default: {_default_name(kind, None)})",
     )
     add_options(parser, kind.options)
     return parser
+
+
+def _default_name(kind: PipelineKind, given: Mapping[str, object] | None) -> str:
+    """Return the name of a pipeline with these options; without options a pattern of it."""
+    name, separator, option = _DEFAULT_NAMES.get(kind.name, (kind.name, "", ""))
+    if not option:
+        return name
+    if given is None:
+        return f"{name}{separator}<{option}>"
+    value = kind.values(kind.parse_options(given)).text(option)
+    return f"{name}{separator}{value}" if value else name
 
 
 def _build(kind: PipelineKind, arguments: argparse.Namespace) -> int:
@@ -117,17 +144,23 @@ def _build(kind: PipelineKind, arguments: argparse.Namespace) -> int:
 
     talk = Talk(LEVELS["DEBUG"]) if arguments.verbose else Talk()
     given = given_options(arguments)
-    jmir = parse_file_and_key(arguments.out, (".jmir",))
+    jmir, key = parse_archive(arguments.out)
+    key = require_one_key(parse_key(arguments.key), key, str(jmir))
     _require_suffix(jmir, ".jmir", "the output")
-    models = _models(kind, arguments.sources)
-    _, action = build_pipeline(kind.name, arguments.name, models, given, jmir)
+    models, model_keys = _models(kind, arguments.sources)
+    name = arguments.name or _default_name(kind, given)
+    _, action = build_pipeline(
+        kind.name, name, models, given, jmir, key=key, model_keys=model_keys
+    )
+    if action.spec.confidential:
+        talk.warn(f"an encrypted model goes into `{jmir}`, which is not: `{jmir}:KEY` encrypts it")
     for name in kind.without_effect(given):
         talk.note(f"option `--{name}` has no effect here")
     if kind.name == "speech_recognition" and not {"offline", "streaming"} & given.keys():
         talk.note("built for whole utterances (--offline): streaming is not available yet")
     with talk.console() as console, open_executor(console) as executor:
         executed = executor.run(action.spec)
-        talk.describe(executor, executed)
+        talk.describe(executed)
         digest = executed.result.outputs[action.spec.output.file]
         if jmir.is_dir():
             raise UsageError(
@@ -148,8 +181,10 @@ def _build(kind: PipelineKind, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _models(kind: PipelineKind, sources: Sequence[str]) -> dict[str, Path]:
-    paths = [parse_file_and_key(source, (".ejrvs", ".nemo", ".riva")) for source in sources]
+def _models(kind: PipelineKind, sources: Sequence[str]) -> tuple[dict[str, Path], dict[str, Key]]:
+    """Return the archives by slot, and the keys of those that one was given for."""
+    parsed = [parse_archive(source) for source in sources]
+    paths = [path for path, _ in parsed]
     slots = [slot.name for slot in kind.slots]
     if len(paths) != len(slots):
         raise UsageError(
@@ -158,6 +193,10 @@ def _models(kind: PipelineKind, sources: Sequence[str]) -> dict[str, Path]:
             hint=f"`jarvis-build {kind.name} OUT.jmir {' '.join('IN.ejrvs' for _ in slots)}`",
         )
     for path in paths:
+        if path.suffix == ".riva":
+            from jarvis_rules.formats.eff import refuse_nvidia
+
+            refuse_nvidia(path)
         _require_suffix(path, ".ejrvs", "a model")
         if not path.is_file():
             names = [entry.name for entry in path.parent.glob("*.ejrvs")]
@@ -167,7 +206,8 @@ def _models(kind: PipelineKind, sources: Sequence[str]) -> dict[str, Path]:
                 where=str(path),
                 hint=did_you_mean(path.name, names) or "make it with `nemo2jarvis model.nemo`",
             )
-    return dict(zip(slots, paths, strict=True))
+    keys = {slot: key for slot, (_, key) in zip(slots, parsed, strict=True) if key is not None}
+    return dict(zip(slots, paths, strict=True)), keys
 
 
 def _require_suffix(path: Path, suffix: str, what: str) -> None:

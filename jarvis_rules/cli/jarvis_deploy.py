@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jarvis_rules.cli.command import (
     ArgumentParser,
     add_version,
-    parse_file_and_key,
+    parse_archive,
+    parse_key,
+    require_one_key,
     run_command,
 )
 from jarvis_rules.cli.verbosity import LEVELS, Talk
@@ -21,9 +24,13 @@ from jarvis_rules.execution.executor import Executed, Executor
 from jarvis_rules.execution.store import BlobMissingError
 from jarvis_rules.rules.providers import DeclaredAction
 
+if TYPE_CHECKING:
+    from jarvis_rules.formats.key_source import Key
+
 _EXAMPLES = """\
 examples:
   jarvis-deploy asr.jmir /data/models
+  jarvis-deploy asr.jmir:file:key.txt /data/models
   jarvis-deploy -f asr.jmir tts.jmir /data/models --gpu a100
 """
 
@@ -44,20 +51,22 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("directory", metavar="DIR", help="model repository to write")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite differing models")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what the tools said")
+    parser.add_argument("--key", help="key of the pipelines, as PIPELINE.jmir:KEY gives it for one")
     parser.add_argument("--gpu", help="GPU target (default: the GPU of this machine, else cpu)")
     add_version(parser)
     arguments = parser.parse_args(argv)
     talk = Talk(LEVELS["DEBUG"]) if arguments.verbose else Talk()
-    paths = _pipelines(arguments.pipelines)
+    paths = _pipelines(arguments.pipelines, parse_key(arguments.key))
     gpu = _target(arguments.gpu, talk)
     return _deploy(paths, Path(arguments.directory), gpu, arguments.force, talk)
 
 
-def _pipelines(texts: Sequence[str]) -> list[Path]:
-    """Return the pipelines that are named, and those in the folders that are."""
-    paths: list[Path] = []
+def _pipelines(texts: Sequence[str], shared: Key | None) -> list[tuple[Path, Key | None]]:
+    """Return the pipelines that are named, and those in the folders that are, with their keys."""
+    paths: list[tuple[Path, Key | None]] = []
     for text in texts:
-        path = parse_file_and_key(text, (".jmir",))
+        path, key = parse_archive(text)
+        key = require_one_key(shared, key, str(path))
         found = sorted(path.glob("*.jmir")) if path.is_dir() else [path]
         if not found:
             raise UsageError(
@@ -66,7 +75,7 @@ def _pipelines(texts: Sequence[str]) -> list[Path]:
                 where=str(path),
                 hint="make one with `jarvis-build`; the model repository is the last argument",
             )
-        paths += found
+        paths += [(file, key) for file in found]
     return paths
 
 
@@ -78,7 +87,13 @@ def _target(name: str | None, talk: Talk) -> GpuTarget:
     return gpu
 
 
-def _deploy(paths: Sequence[Path], directory: Path, gpu: GpuTarget, force: bool, talk: Talk) -> int:
+def _deploy(
+    paths: Sequence[tuple[Path, Key | None]],
+    directory: Path,
+    gpu: GpuTarget,
+    force: bool,
+    talk: Talk,
+) -> int:
     from jarvis_rules.execution.workspace import lock_tree, open_executor
 
     if directory.suffix == ".jmir":
@@ -89,7 +104,7 @@ def _deploy(paths: Sequence[Path], directory: Path, gpu: GpuTarget, force: bool,
             hint="`jarvis-deploy PIPELINE.jmir… DIR`",
         )
     with talk.console() as console, open_executor(console) as executor, lock_tree(directory):
-        assembled = [_assemble(executor, path, directory, gpu, talk) for path in paths]
+        assembled = [_assemble(executor, path, key, directory, gpu, talk) for path, key in paths]
         _refuse_clashes(assembled)
         for action, executed in assembled:
             if not force:
@@ -101,26 +116,27 @@ def _deploy(paths: Sequence[Path], directory: Path, gpu: GpuTarget, force: bool,
 
 
 def _assemble(
-    executor: Executor, path: Path, directory: Path, gpu: GpuTarget, talk: Talk
+    executor: Executor, path: Path, key: Key | None, directory: Path, gpu: GpuTarget, talk: Talk
 ) -> tuple[DeclaredAction, Executed]:
     """Build engines and models of one pipeline into the store, delivering nothing yet."""
     from jarvis_rules.formats.archive import open_archive
     from jarvis_rules.rules.providers import PipelineInfo
     from jarvis_rules.rules.rules import assemble_repository, build_engines
 
-    with open_archive(path, "jmir") as archive:
+    with open_archive(path, "jmir", key=key) as archive:
+        archive.require_key()
         metadata = archive.manifest.metadata
-    pipeline = PipelineInfo(metadata["name"], metadata["kind"], path)
+    pipeline = PipelineInfo(metadata["name"], metadata["kind"], path, key)
     engines = build_engines(pipeline, gpu, directory, directory)
     if engines.note is not None:
         talk.note(engines.note)
 
     def assemble() -> tuple[DeclaredAction, Executed]:
         built = executor.run(engines.action.spec)
-        talk.describe(executor, built)
+        talk.describe(built)
         action = assemble_repository(pipeline, gpu, built, directory, None).action
         executed = executor.run(action.spec)
-        talk.describe(executor, executed)
+        talk.describe(executed)
         return action, executed
 
     try:

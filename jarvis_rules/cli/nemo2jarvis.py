@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jarvis_rules.cli.command import ArgumentParser, add_version, parse_file_and_key, run_command
+from jarvis_rules.cli.command import (
+    ArgumentParser,
+    add_version,
+    parse_archive,
+    parse_key,
+    require_one_key,
+    run_command,
+)
 from jarvis_rules.cli.options import GROUPS, add_options, bind_flags, given_options
 from jarvis_rules.cli.verbosity import Talk, parse_level
 from jarvis_rules.errors import IntegrityError, UsageError
@@ -19,12 +26,14 @@ from jarvis_rules.pipelines.pipeline import Option, parse_options, without_effec
 
 if TYPE_CHECKING:
     from jarvis_rules.execution.executor import Executed, Executor
+    from jarvis_rules.formats.key_source import Key
 
 SCHEMAS_VARIABLE = "JARVIS_SCHEMAS"
 _EXAMPLES = """\
 examples:
   nemo2jarvis model.nemo                        writes model.ejrvs next to it
   nemo2jarvis --out build/asr.ejrvs model.nemo
+  nemo2jarvis --key file:key.txt model.nemo     writes an encrypted model.ejrvs
   nemo2jarvis --validate model.nemo             fails where the archive lacks something
 """
 _MODEL_SUFFIXES = (".ejrvs", ".enemo", ".nemo", ".riva", ".tlt")
@@ -64,6 +73,9 @@ def _parser() -> ArgumentParser:
         "--out", help="Location to write resulting Jarvis EFF input to (default: None)"
     )
     parser.add_argument(
+        "--key", help="Encrypt the archive: env:NAME, file:PATH or the key (default: None)"
+    )
+    parser.add_argument(
         "--validate", action="store_true", help="Validate using schemas (default: False)"
     )
     parser.add_argument("--schema", help="Schema file to use for validation (default: None)")
@@ -94,9 +106,9 @@ def _run(argv: Sequence[str]) -> int:
     talk = Talk() if arguments.verbose is None else Talk(parse_level(arguments.verbose))
     _check_options(arguments, talk)
     source = _source(arguments.source)
-    archive = _archive(
-        parse_file_and_key(arguments.out or str(source), (".ejrvs", ".riva")), source
-    )
+    out, key = parse_archive(arguments.out or str(source))
+    key = require_one_key(parse_key(arguments.key), key, str(out))
+    archive = _archive(out, source)
 
     from jarvis_rules.execution.delivery import Destination
     from jarvis_rules.execution.store import BlobMissingError
@@ -105,12 +117,12 @@ def _run(argv: Sequence[str]) -> int:
 
     schemas = _find_schemas(arguments.schema)
     export_format = arguments.format or schemas.format(source)
-    spec = export_model(source, archive, export_format.upper()).action.spec
+    spec = export_model(source, archive, export_format.upper(), key=key).action.spec
     with talk.console() as console, open_executor(console) as executor:
 
         def export() -> Executed:
             executed = executor.run(spec)
-            _validate(executor, executed, archive, schemas, arguments.validate, talk)
+            _validate(executor, executed, archive, schemas, arguments.validate, talk, key)
             return executed
 
         try:
@@ -118,7 +130,7 @@ def _run(argv: Sequence[str]) -> int:
         except BlobMissingError:
             # The archive lay damaged in the store and is gone now, so it is made anew.
             executed = export()
-        talk.describe(executor, executed)
+        talk.describe(executed)
         executor.deliver(spec, executed, Destination(archive))
     print(archive)  # noqa: T201
     return 0
@@ -137,9 +149,20 @@ def _check_options(arguments: argparse.Namespace, talk: Talk) -> None:
 
 
 def _source(text: str) -> Path:
-    source = parse_file_and_key(text, (".nemo", ".tlt"))
+    source, key = parse_archive(text)
     if not source.name:
         raise UsageError("no checkpoint given", slug="usage", hint="`nemo2jarvis model.nemo`")
+    if key is not None or source.suffix == ".etlt":
+        from jarvis_rules.formats.eff import refuse_nvidia
+
+        refuse_nvidia(source)
+    if key is not None:
+        raise IntegrityError(
+            "a key was given for the checkpoint, which is not encrypted",
+            slug="encryption.not-encrypted",
+            where=str(source),
+            hint="the key that the archive is to be encrypted with is given with `--key`",
+        )
     if source.suffix not in (".nemo", ".tlt"):
         raise UsageError(
             "expected a `.nemo` checkpoint",
@@ -210,15 +233,18 @@ def _validate(
     schemas: _Schemas,
     must_comply: bool,
     talk: Talk,
+    key: Key | None,
 ) -> None:
     """Warn, or raise IntegrityError, where the exported archive does not comply."""
     from jarvis_rules.rules.rules import validate_archive
 
     digest = executed.result.outputs["model.ejrvs"]
-    spec = validate_archive(digest, archive.name, schemas.paths, is_chosen=schemas.is_chosen)
+    spec = validate_archive(
+        digest, archive.name, schemas.paths, is_chosen=schemas.is_chosen, key=key
+    )
     checked = executor.run(spec)
-    talk.describe(executor, checked)
-    report = json.loads(executor.store.read(checked.result.outputs[spec.output.file]))
+    talk.describe(checked)
+    report = json.loads(checked.store.read(checked.result.outputs[spec.output.file]))
     if report["schema"] is None:
         message, hint = "there is no schema for the model's class", "name one: `--schema FILE`"
     else:

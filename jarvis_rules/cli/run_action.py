@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jarvis_rules.cli.command import parse_key
 from jarvis_rules.errors import EXIT_BUILD, EXIT_OK
 
 EPILOG = """\
@@ -31,6 +32,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--keep-sandbox", action="store_true", help="keep the action's folder and print its path"
     )
+    parser.add_argument(
+        "--key", action="append", default=[], help="a key that the action had; may be repeated"
+    )
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -40,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     from jarvis_rules.execution.workspace import open_executor
 
     with open_executor() as executor:
-        replayed = replay(executor, arguments.record, arguments.keep_sandbox)
+        keys = [key for text in arguments.key if (key := parse_key(text)) is not None]
+        replayed = replay(executor, arguments.record, arguments.keep_sandbox, keys)
     sys.stderr.write(replayed.log)
     if replayed.folder is not None:
         print(replayed.folder)  # noqa: T201

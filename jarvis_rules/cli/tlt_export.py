@@ -7,7 +7,9 @@ import contextlib
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jarvis_rules import __version__
 from jarvis_rules.cli import tlt_spec
@@ -15,6 +17,9 @@ from jarvis_rules.cli.command import print_note
 from jarvis_rules.cli.tlt_mounts import Mounts, read_mounts
 from jarvis_rules.cli.tlt_tasks import Task, require_fit
 from jarvis_rules.errors import UsageError
+
+if TYPE_CHECKING:
+    from jarvis_rules.formats.key_source import Key
 
 SPEC = "export.yaml"
 RESOLVED_SPEC = "export.resolved.yaml"
@@ -56,10 +61,10 @@ def export(program: str, task: Task, arguments: argparse.Namespace) -> Path:
     archive = _archive(fields.export_to, results, mounts, talk)
     model = _locate(mounts, fields.restore_from, talk, is_input=True)
     _require_model(program, task, model)
-    _refuse_key(fields.encryption_key)
+    key = _read_key(fields.encryption_key, mounts, talk)
     for folder in (results, archive.parent):
         _require_writable(folder)
-    outcome = _run(model, archive)
+    outcome = _run(model, archive, key)
     talk.lines += [f"{outcome} NemoExport {archive.name}", "Spec file:"]
     spec = fields.dump()
     talk.lines += [f"    {line}" for line in spec.splitlines()]
@@ -86,7 +91,7 @@ def download_specs(program: str, task: Task, arguments: argparse.Namespace) -> P
     if not os.path.lexists(spec):
         _write(spec, text)
         talk.say(f"wrote '{spec}'")
-    elif spec.is_file() and spec.read_bytes() == text.encode():
+    elif _holds(spec, text):
         talk.note(f"`{spec}` is there already")
     else:
         raise UsageError(
@@ -146,7 +151,7 @@ def _with_suffix(fields: tlt_spec.Fields, talk: _Talk) -> tlt_spec.Fields:
     if name.endswith(".riva"):
         name = f"{name.removesuffix('.riva')}.ejrvs"
         talk.note(f"`{fields.export_to}` becomes `{name}`")
-        return fields.with_export_to(name)
+        return replace(fields, export_to=name)
     suffix = Path(name).suffix
     allowed = sorted({".ejrvs", tlt_spec.FORMATS[fields.export_format]})
     if suffix not in allowed:
@@ -174,8 +179,11 @@ def _archive(name: str, results: Path, mounts: Mounts, talk: _Talk) -> Path:
 
 def _require_model(program: str, task: Task, model: Path) -> None:
     """Open the checkpoint, and refuse one that the task does not export."""
+    from jarvis_rules.formats.eff import refuse_etlt
     from jarvis_rules.formats.nemo import open_nemo
 
+    if model.suffix == ".etlt":
+        refuse_etlt(model)
     if model.suffix not in _MODELS:
         raise UsageError(
             "expected a `.nemo` or `.tlt` checkpoint",
@@ -187,17 +195,24 @@ def _require_model(program: str, task: Task, model: Path) -> None:
         require_fit(task, checkpoint.target, checkpoint.config, str(model), program)
 
 
-def _refuse_key(key: str | None) -> None:
-    if key is not None:
-        raise UsageError(
-            "a key was given, but encrypted archives are not available yet",
-            slug="key.planned",
-            hint="leave `-k` and `encryption_key` out",
-        )
+def _read_key(text: str | None, mounts: Mounts, talk: _Talk) -> Key | None:
+    """Return the key to encrypt the archive with, its file located like every path."""
+    from jarvis_rules.formats.key_source import read_key
+
+    if text is None:
+        return None
+    if text.startswith("file:"):
+        text = f"file:{_locate(mounts, text.removeprefix('file:'), talk, is_input=True)}"
+    elif text.startswith("/") and os.path.exists(mounts.locate(text)):  # noqa: PTH110
+        text = str(mounts.locate(text))  # which is refused: a key must not be a file's name
+    key = read_key(text, tlt_spec.KEY)
+    if key.warning is not None:
+        talk.note(key.warning)
+    return key
 
 
 def _require_writable(folder: Path) -> None:
-    existing = next(f for f in (folder, *folder.absolute().parents) if os.path.lexists(f))
+    existing = next(f for f in (folder, *folder.parents) if os.path.lexists(f))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
             f"cannot be written to: `{existing}` "
@@ -208,16 +223,23 @@ def _require_writable(folder: Path) -> None:
         )
 
 
-def _run(model: Path, archive: Path) -> str:
+def _run(model: Path, archive: Path, key: Key | None) -> str:
     """Bring about the archive; return whether that was `executed` or `cached`."""
     from jarvis_rules.execution.delivery import Destination
     from jarvis_rules.execution.workspace import open_executor
     from jarvis_rules.reporting.console import Console
     from jarvis_rules.rules.rules import export_model
 
-    info = export_model(model, archive)
+    info = export_model(model, archive, key=key)
     with Console() as console, open_executor(console) as executor:
         return executor.run(info.action.spec, Destination(archive)).outcome
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def _write(path: Path, text: str) -> None:

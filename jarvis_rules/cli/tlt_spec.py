@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,6 @@ class Fields:
     export_format: str
     encryption_key: str | None
     results: str
-
-    def with_export_to(self, name: str) -> Fields:
-        """Return these fields with another archive."""
-        return replace(self, export_to=name)
 
     def dump(self) -> str:
         """Return the spec that runs the same again; a key that is written out is masked."""

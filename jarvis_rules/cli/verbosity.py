@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jarvis_rules.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from jarvis_rules.execution.executor import Executed, Executor
+    from jarvis_rules.execution.executor import Executed
     from jarvis_rules.reporting.console import Console
 
 # Those of Python's logging, which the old tools took.
@@ -57,14 +57,13 @@ class Talk:
         """Print what helps to find out what went on."""
         self._print("DEBUG", f"debug: {text}")
 
-    def describe(self, executor: Executor, executed: Executed) -> None:
+    def describe(self, executed: Executed) -> None:
         """Print the key of an action and what its tool said."""
         if self.level <= LEVELS["DEBUG"]:
             action = executed.action.description
             self.detail(f"{action}: {executed.outcome}, action key {executed.key}")
-            for line in (
-                executor.store.read(executed.result.log).decode(errors="replace").splitlines()
-            ):
+            log = executed.store.read(executed.result.log).decode(errors="replace")
+            for line in log.splitlines():
                 self.detail(f"{action}: {line}")
 
     def console(self) -> Console:

@@ -32,6 +32,7 @@ PACKAGE = "jarvis_rules"
 
 # Import name to the distributions that its code comes from, their requirements included.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
+    "cryptography": ("cffi", "cryptography", "pycparser"),
     "google": ("protobuf",),
     "jsonschema": (
         "attrs", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py",

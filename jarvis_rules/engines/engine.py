@@ -28,7 +28,8 @@ class Engine:
 
     `backend` is the Triton backend that runs its engines, `file` the engine's name in a version
     folder, `prefix` the part of a served model's name that tells the kind of engine.
-    `build(graph, engine, gpu)` writes the engine for the ONNX file `graph`.
+    `build(graph, engine, gpu)` writes the engine for the ONNX file `graph`, beside which its
+    weights may lie (`*.onnx.data`); what it writes beside `engine` is served too.
     """
 
     name: str

@@ -49,6 +49,9 @@ def _build(graph: Path, engine: Path, gpu: GpuTarget) -> BuiltEngine:
             hint="the graph uses what this runtime does not know: report the model's family",
         ) from None
     shutil.copyfile(graph, engine)
+    # The graph refers to them by name.
+    for weights in graph.parent.glob("*.onnx.data"):
+        shutil.copyfile(weights, engine.with_name(weights.name))
     executed = f"{_PROVIDER}, on zeros" if gpu.name == CPU else "not executed on this target"
     return BuiltEngine(
         toolchain_version=ort.__version__,

@@ -20,7 +20,7 @@ from typing import Any
 from jarvis_rules.core.action import ActionResult
 from jarvis_rules.core.digest import Digest, digest_file
 from jarvis_rules.errors import UsageError
-from jarvis_rules.execution.store import is_shared, load_result
+from jarvis_rules.execution.store import is_shared, load_result, private_root
 
 DEFAULT_MAX_SIZE = "20G"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -60,6 +60,12 @@ class Verified:
     blobs: int
     results: int
     damaged: tuple[str, ...]
+
+
+def store_roots(root: Path) -> tuple[Path, ...]:
+    """Return the store under `root`, and this user's private one inside it where there is one."""
+    private = private_root(root)
+    return (root, private) if private.is_dir() else (root,)
 
 
 def parse_size(text: str) -> int:

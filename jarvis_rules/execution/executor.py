@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ from jarvis_rules.execution.execution_log import ExecutionLog, LogEntry
 from jarvis_rules.execution.file_digests import FileDigests
 from jarvis_rules.execution.process import LOG
 from jarvis_rules.execution.resources import ResourceGate
-from jarvis_rules.execution.store import BlobMissingError, Store, open_private_store
+from jarvis_rules.execution.store import BlobMissingError, Store, open_private_store, private_root
 
 # What only running an action needs is imported there: most builds have little or nothing to run.
 if TYPE_CHECKING:
@@ -47,12 +47,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """What became of an action."""
+    """What became of an action, and the store that its outputs are in."""
 
     action: Action
     key: Digest
     result: ActionResult
     outcome: Outcome
+    store: Store = field(compare=False, repr=False)
 
 
 class Executor:
@@ -86,12 +87,21 @@ class Executor:
         What an encrypted input holds stays with the user whose key opened it: in a store of their
         own inside the cache, which nothing is shared from.
         """
-        if not spec.confidential:
-            return self.store
+        return self._private_store() if spec.confidential else self.store
+
+    def _private_store(self) -> Store:
         with self._opening:
             if self._private is None:
                 self._private = open_private_store(self.store.root)
             return self._private
+
+    def find_blob(self, digest: Digest) -> Store:
+        """Return the store that holds a blob, verified; BlobMissingError where none does."""
+        store = self.store
+        if private_root(store.root).is_dir() and not store.has(digest):
+            store = self._private_store()
+        store.verify(digest)
+        return store
 
     def close(self) -> None:
         """Close the private store, if it was needed."""
@@ -128,7 +138,7 @@ class Executor:
             self._report(spec, action, {}, "failed", time.monotonic() - start)
             raise
         self._report(spec, action, result.outputs, outcome, time.monotonic() - start)
-        return Executed(action, key, result, outcome)
+        return Executed(action, key, result, outcome, self.store_of(spec))
 
     def deliver(self, spec: ActionSpec, executed: Executed, destination: Destination) -> None:
         """Write the outputs of an action that `run` brought about to `destination`."""
@@ -153,7 +163,7 @@ class Executor:
         if self.require_cached:
             raise _not_cached(spec, action, destination)
         # Whoever else wants this key waits here, in this process or another, and then finds it.
-        with self.store.lock(key):
+        with self.store_of(spec).lock(key):
             cached = self._deliver_cached(spec, action, key, destination)
             if cached is not None:
                 return cached, "cached"
@@ -167,13 +177,14 @@ class Executor:
         resolved: ResolvedInputs,
         destination: Destination | None,
     ) -> ActionResult:
-        result = self.store.put_result(key, self._execute(spec, action, key, resolved))
+        store = self.store_of(spec)
+        result = store.put_result(key, self._execute(spec, action, key, resolved))
         try:
             self._deliver(spec, action, key, result, destination)
         except BlobMissingError:
             # Another process has collected the blob, or taken the new one for the damaged old one.
-            self.store.forget(key)
-            result = self.store.put_result(key, self._execute(spec, action, key, resolved))
+            store.forget(key)
+            result = store.put_result(key, self._execute(spec, action, key, resolved))
             self._deliver(spec, action, key, result, destination)
         return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from jarvis_rules.core.action import INPUTS, OUTPUTS, REQUEST, Action, Output
 from jarvis_rules.core.canonical_json import dump_canonical_json
 from jarvis_rules.core.digest import Digest, digest_file
+from jarvis_rules.core.secret import Secret
 from jarvis_rules.errors import IntegrityError, JarvisError, UsageError
 from jarvis_rules.execution.executor import Executor
 from jarvis_rules.execution.process import LOG
@@ -32,20 +33,21 @@ class Replayed:
     error: JarvisError | None
 
 
-def replay(executor: Executor, record: Path, keep: bool) -> Replayed:
+def replay(executor: Executor, record: Path, keep: bool, keys: Sequence[Secret] = ()) -> Replayed:
     """Run the action of `record` in a folder of its own, which is left behind where `keep`.
 
     UsageError where the record cannot be read, IntegrityError where the content of an input is
-    neither in the store nor at its old place.
+    neither in the store nor at its old place, or where the action had a key that is not in `keys`.
     """
     document = _load(record)
+    given = _find_keys(document, keys, record)
     folder = Path(tempfile.mkdtemp(prefix="jarvis-action-"))
     error = None
     try:
         action = _action(document)
         _stage(executor, document, folder)
         try:
-            run_tool(executor.sandbox, action, folder, document.get("sources", {}))
+            run_tool(executor.sandbox, action, folder, document.get("sources", {}), keys=given)
         except JarvisError as fault:
             error = fault
         root = folder / OUTPUTS
@@ -76,6 +78,23 @@ def _load(record: Path) -> dict[str, Any]:
     return dict(document)
 
 
+def _find_keys(
+    document: Mapping[str, Any], keys: Sequence[Secret], record: Path
+) -> dict[str, Secret]:
+    """Return the keys that the tool had, by the names that it knows them by."""
+    wanted = document["request"].get("keys", {}).get("fingerprints", {})
+    known = {key.fingerprint: key for key in keys}
+    missing = [name for name, fingerprint in wanted.items() if fingerprint not in known]
+    if missing:
+        raise IntegrityError(
+            f"the action had the key `{missing[0]}`, and no key with its fingerprint was given",
+            slug="replay.key",
+            where=str(record),
+            hint="`--key KEY`, once for each key; KEY is `env:NAME`, `file:PATH` or the key itself",
+        )
+    return {name: known[fingerprint] for name, fingerprint in wanted.items()}
+
+
 def _action(document: Mapping[str, Any]) -> Action:
     return Action(
         mnemonic=document["mnemonic"],
@@ -100,8 +119,8 @@ def _stage(executor: Executor, document: Mapping[str, Any], folder: Path) -> Non
         target.parent.mkdir(parents=True, exist_ok=True)
         source = Path(document.get("sources", {}).get(name.removeprefix(f"{INPUTS}/"), ""))
         try:
-            executor.store.verify(digest)
-            link_blob(executor.store.path(digest), target)
+            store = executor.find_blob(digest)
+            link_blob(store.path(digest), target)
         except BlobMissingError:
             if not source.is_file() or digest_file(source) != digest:
                 raise IntegrityError(

@@ -130,18 +130,13 @@ class Archive:
                     f"the manifest says {properties['size']}",
                     "member-size",
                 )
-        if self._content_digest() != manifest.content_digest:
+        if content_digest(manifest.kind, manifest.roles(), manifest.metadata) != (
+            manifest.content_digest
+        ):
             raise self._error(
                 "content_digest does not match the members' digests and the metadata",
                 "content-digest",
             )
-
-    def _content_digest(self) -> str | None:
-        try:
-            manifest = self.manifest
-            return content_digest(manifest.kind, manifest.roles(), manifest.metadata)
-        except ValueError:  # a number that JSON has not
-            return None
 
     def _open_encryption(self, key: Secret | None) -> None:
         encryption = self.manifest.encryption
@@ -185,7 +180,7 @@ class Archive:
         )
 
     def require_key(self) -> None:
-        """Raise IntegrityError `encryption.missing-key` where members cannot be read without one."""
+        """Raise IntegrityError `encryption.missing-key` where nothing can be read without one."""
         if self._sealed is not None:
             self._sealed.require_key()
 

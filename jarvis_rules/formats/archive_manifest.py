@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,6 @@ import yaml
 from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node
 
-from jarvis_rules.core.canonical_json import dump_canonical_json
 from jarvis_rules.core.digest import Digest, digest_bytes
 from jarvis_rules.formats.tar import quoted
 
@@ -77,13 +77,15 @@ def content_digest(
         },
         "metadata": {name: metadata[name] for name in CONTENT_METADATA if name in metadata},
     }
-    return digest_bytes(dump_canonical_json(document)).sha256
+    # As canonical JSON, but for facts that JSON has no number for: `Infinity`, `NaN`.
+    text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return digest_bytes(text.encode(errors="backslashreplace")).sha256
 
 
 def load_yaml(data: bytes) -> Any:
     """Return the plain values of a manifest; ManifestYamlError for anything else."""
     try:
-        return yaml.load(data, Loader=_ManifestLoader)  # noqa: S506
+        return yaml.load(data.decode(), Loader=_ManifestLoader)  # noqa: S506
     except yaml.MarkedYAMLError as error:
         line = f" on line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ManifestYamlError(f"not plain YAML: {error.problem}{line}") from None

@@ -104,7 +104,10 @@ def _read_zip(data: memoryview) -> Mapping[str, Array]:
     name = f"{roots[0]}/data.pkl"
     if (size := archive.entries[name].size) > MAX_PICKLE_SIZE:
         raise _refused("limit", f"`data.pkl` has {size} bytes, at most {MAX_PICKLE_SIZE}")
-    value = _Machine().run(io.BytesIO(archive.read(name)))
+    stream = io.BytesIO(archive.read(name))
+    value = _Machine().run(stream)
+    if rest := size - stream.tell():
+        raise _refused("pickle", f"{rest} bytes follow the pickle in `data.pkl`")
     return _StateDict(data, value, lambda key: archive.read(f"{roots[0]}/data/{key}"), order)
 
 
@@ -214,14 +217,19 @@ class _Zip:
             extra = bytes(self.data[at + 46 + name_size : after])
             size, packed, header = _zip64_fields(extra, size, packed, header)
         name = raw.decode("utf-8", "backslashreplace")
-        local = _unpack("<4s2x2H16x2H", self.data, header)
-        start = header + 30 + local[3] + local[4]
-        local_name = bytes(self.data[header + 30 : header + 30 + local[3]])
+        local = _unpack("<4s2x2H4x3I2H", self.data, header)
+        start = header + 30 + local[6] + local[7]
+        local_name = bytes(self.data[header + 30 : header + 30 + local[6]])
         if magic != b"PK\1\2" or local[0] != b"PK\3\4" or local[2] != method or local_name != raw:
             other = quoted(local_name.decode("utf-8", "backslashreplace"))
             raise _refused("zip", f"its directory says {quoted(name)}, its data says {other}")
         if flags & 1 or local[1] & 1 or method not in (0, 8) or (method == 0 and packed != size):
             raise _refused("zip", f"{quoted(name)} is encrypted or compressed in an unknown way")
+        # Of sizes behind the content, and of zip64, the local header need not know.
+        unknown = (0, 0xFFFFFFFF) if local[1] & 8 else (0xFFFFFFFF,)
+        sums = zip(local[3:6], (crc, packed, size), strict=True)
+        if any(a != b and a not in unknown for a, b in sums):
+            raise _refused("zip", f"the sizes or CRC-32 of {quoted(name)} differ in its two headers")
         entry = _Entry(header, start, packed, size, crc, method == 8)
         return name, entry, after + comment_size
 

@@ -13,9 +13,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from jarvis_rules.errors import IntegrityError
-from jarvis_rules.formats.archive_manifest import ArchiveManifest
-from jarvis_rules.formats.tar import quoted
+from jarvis_rules.errors import IntegrityError, JarvisError
+from jarvis_rules.formats.archive_manifest import (
+    MANIFEST,
+    MAX_MANIFEST_SIZE,
+    ArchiveManifest,
+    ManifestYamlError,
+    load_yaml,
+)
+from jarvis_rules.formats.tar import TarArchive, open_tar, quoted
 
 KIND = "eff"
 FOLDER = "artifacts/"
@@ -75,6 +81,33 @@ def nvidia_encrypted(where: str, what: str) -> IntegrityError:
         hint="give the `.nemo` that it was made from, or export it again without a key with the "
         "tool that made it (`tlt … export` without `-k`)",
     )
+
+
+def find_eff(tar: TarArchive) -> ArchiveManifest | None:
+    """Return the manifest of a tar that is an EFF archive, else None."""
+    member = tar.find(MANIFEST)
+    if member is None or member.size > MAX_MANIFEST_SIZE:
+        return None
+    try:
+        return eff_manifest(load_yaml(bytes(tar.view(member))))
+    except ManifestYamlError:
+        return None
+
+
+def refuse_nvidia(path: Path) -> None:
+    """Raise IntegrityError `encryption.nvidia` where the file is encrypted by NVIDIA's tools.
+
+    Nothing is said of a file that cannot be read: whoever opens it next does.
+    """
+    refuse_etlt(path)
+    try:
+        tar = open_tar(path, "archive", in_blocks=True)
+    except JarvisError:
+        return
+    with tar:
+        manifest = find_eff(tar)
+        if manifest is not None:
+            require_open(manifest, str(path))
 
 
 def refuse_etlt(path: Path) -> None:

@@ -6,20 +6,26 @@ It knows no GPU. `docs/reference/jmir-format.md` is the specification.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any, Literal
 
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.errors import IntegrityError
 from jarvis_rules.formats.schema import validate
+from jarvis_rules.formats.tar import quoted
 
 if TYPE_CHECKING:
     from jarvis_rules.formats.archive import Archive
 
 PIPELINE_MEMBER = "pipeline.json"
 PIPELINE_NODE = "pipeline"
-MAX_PIPELINE_SIZE = 16 << 20
+CALLS = "calls"
+"""The parameter of a backend that names the module which it calls by itself."""
+
+MAX_PIPELINE_SIZE = 1 << 20
 Scalar = str | int | float | bool | None
 Origin = Literal["default", "derived", "given", "no-effect"]
 
@@ -73,6 +79,12 @@ class Module:
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     instance_group_count: int = 1
+
+    @property
+    def calls(self) -> str | None:
+        """The module that this one calls by itself, and which no edge feeds, or None."""
+        called = self.parameters.get(CALLS)
+        return None if called is None else str(called)
 
     @property
     def engine(self) -> str | None:
@@ -221,9 +233,38 @@ def load_pipeline(data: bytes, where: str) -> Pipeline:
         ("module", [PIPELINE_NODE, *(module.name for module in pipeline.modules)]),
         ("Triton model", [pipeline.name, *(module.model for module in pipeline.modules)]),
     ):
-        if twice := [name for name in names if names.count(name) > 1]:
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise _refused("duplicate-name", f"two of it are the {what} `{twice[0]}`", where)
+    _check_edges(pipeline, where)
     return pipeline
+
+
+def _check_edges(pipeline: Pipeline, where: str) -> None:
+    """Refuse edges that lead nowhere, feed a tensor twice or never, or make modules wait."""
+    made = {f"{PIPELINE_NODE}.{tensor.name}" for tensor in pipeline.inputs}
+    made |= {f"{m.name}.{tensor.name}" for m in pipeline.modules for tensor in m.outputs}
+    read = {f"{PIPELINE_NODE}.{tensor.name}" for tensor in pipeline.outputs}
+    called = {module.calls for module in pipeline.modules}
+    wired = [module for module in pipeline.modules if module.name not in called]
+    read |= {f"{m.name}.{tensor.name}" for m in wired for tensor in m.inputs}
+    fed: set[str] = set()
+    before: dict[str, set[str]] = {}
+    for source, target in pipeline.edges:
+        if source not in made or target not in read or target in fed:
+            what = "feeds a tensor for the second time" if target in fed else "leads nowhere"
+            message = f"the edge from {quoted(source)} to {quoted(target)} {what}"
+            raise _refused("edge", message, where)
+        fed.add(target)
+        maker, reader = (end.partition(".")[0] for end in (source, target))
+        if PIPELINE_NODE not in (maker, reader):
+            before.setdefault(reader, set()).add(maker)
+    if unfed := sorted(read - fed):
+        raise _refused("edge", f"no edge feeds {quoted(unfed[0])}", where)
+    try:
+        TopologicalSorter(before).prepare()
+    except CycleError as error:
+        shown = ", ".join(map(quoted, error.args[1][:8]))
+        raise _refused("cycle", f"modules wait for each other: {shown}", where) from None
 
 
 def _refuse_constant(name: str) -> None:
@@ -251,4 +292,9 @@ def read_pipeline(archive: Archive) -> Pipeline:
             f"the manifest says `{metadata['name']}`, {metadata['kind']}",
             where,
         )
+    for module in pipeline.modules:
+        graphs = [f"{module.engine}/model_graph.onnx"] if module.engine else []
+        if missing := sorted({*graphs, *module.files.values()} - archive.manifest.files.keys()):
+            message = f"module `{module.name}` needs the member {quoted(missing[0])}: not there"
+            raise _refused("missing-member", message, where)
     return pipeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from yaml.composer import Composer
 from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from jarvis_rules.core.digest import Digest, DigestWriter
 from jarvis_rules.errors import IntegrityError, did_you_mean
+from jarvis_rules.formats import eff
 from jarvis_rules.formats.checkpoint import Array, read_checkpoint
-from jarvis_rules.formats.tar import TarArchive, TarMember, open_tar, quoted
+from jarvis_rules.formats.tar import TarArchive, TarMember, open_tar, quoted, release_pages
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
@@ -26,6 +29,7 @@ MAX_NUMBER_LENGTH = 64
 MAX_ARTIFACT_SIZE = 1 << 30
 
 _NAMES_SHOWN = 20
+_PIECE = 8 << 20
 _TAG = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_TAG}int", f"{_TAG}float")
 _ALLOWED_TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
@@ -44,7 +48,7 @@ class NemoArchive:
 
     def __init__(self, archive: TarArchive) -> None:
         self.path = archive.path
-        self.members = archive.members
+        self.members = _nemo_members(archive)
         self._archive = archive
         self._member(WEIGHTS, "missing-weights")
         config = self._member(CONFIG, "missing-config")
@@ -96,6 +100,14 @@ class NemoArchive:
         check_finite(tensors, where)
         return tensors
 
+    def digest(self, member: TarMember) -> Digest:
+        """Return the digest of a member's bytes, which are read a piece at a time."""
+        writer, view = DigestWriter(), self._archive.view(member)
+        for at in range(0, member.size, _PIECE):
+            writer.write(view[at : at + _PIECE])
+            release_pages(view)
+        return writer.digest()
+
     def close(self) -> None:
         """Release the archive."""
         self._archive.close()
@@ -107,7 +119,7 @@ class NemoArchive:
         self.close()
 
     def _member(self, name: str, slug: str) -> TarMember:
-        if member := self._archive.find(name):
+        if member := next((m for m in self.members if m.name == name), None):
             return member
         nested = [m.name for m in self.members if m.name.endswith(f"/{CONFIG}")]
         hint = (
@@ -123,7 +135,7 @@ class NemoArchive:
 
 
 def open_nemo(path: Path) -> NemoArchive:
-    """Open a `.nemo` (tar, or tar.gz before NeMo 1.7) and read its configuration.
+    """Open a `.nemo` (tar, or tar.gz before NeMo 1.7) or a `.tlt`, and read its configuration.
 
     Nothing is extracted and nothing in it is run. Raises `UsageError` where the file cannot be
     read, `IntegrityError` where it is damaged, hostile or incomplete.
@@ -140,6 +152,21 @@ def artifact_name(reference: str) -> str:
     """Return the file name that a value of the configuration means, without NeMo's hash."""
     name = PurePosixPath(reference.removeprefix("nemo:")).name
     return _ARTIFACT_HASH.sub("", name, count=1)
+
+
+def _nemo_members(archive: TarArchive) -> tuple[TarMember, ...]:
+    """Return the members under the names that NeMo's `save_to` gives them.
+
+    TLT wrote the same files as an EFF archive: beside a manifest, and of late in a folder. Raises
+    `IntegrityError` `encryption.nvidia` where one is encrypted.
+    """
+    listed = eff.find_eff(archive)
+    if listed is None:
+        return archive.members
+    eff.require_open(listed, str(archive.path))
+    members = {member.name: member for member in archive.members}
+    places = {name: eff.eff_member(name, members) for name in listed.files}
+    return tuple(replace(members[place], name=name) for name, place in places.items() if place)
 
 
 def check_finite(tensors: Mapping[str, Array], where: str) -> None:

@@ -1,8 +1,8 @@
 """Writing weights as safetensors: tensors by name that loading can never execute.
 
 The format is that of `safetensors` 0.4 and later: the length of the header as 8 bytes
-little-endian, the header in JSON, the tensors without gaps. Written here because it streams:
-the library wants all tensors in memory at once.
+little-endian, the header in JSON, the tensors without gaps. The bytes are those of the library,
+which wants all tensors in memory at once.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from jarvis_rules.core.digest import CHUNK, Sink
 from jarvis_rules.errors import IntegrityError
 from jarvis_rules.formats.checkpoint import Array
 
+# In the order in which the library writes them: the widest first, so that all are aligned.
 _DTYPES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
     "int64": "I64",
-    "float16": "F16",
-    "float32": "F32",
     "float64": "F64",
+    "float32": "F32",
+    "int32": "I32",
+    "float16": "F16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
 _ALIGNMENT = 8
 # The header's own key for remarks, of which there are none: two versions give the same bytes.
@@ -36,28 +37,31 @@ _RESERVED = "__metadata__"
 def write_safetensors(tensors: Mapping[str, Array], sink: Sink) -> None:
     """Write `tensors` to `sink`, one of them in memory at a time.
 
-    The widest elements come first, so that every tensor is aligned, and equal ones by name: the
-    bytes do not depend on the order of `tensors`. IntegrityError for a dtype or a name that the
-    format has no place for.
+    The bytes do not depend on the order of `tensors`. IntegrityError for a dtype or a name that
+    the format has no place for.
     """
     kinds = {name: (array.dtype, array.shape) for name, array in tensors.items()}
-    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
-    header, end = {}, 0
-    for name in order:
-        dtype, shape = kinds[name]
+    for name, (dtype, _) in kinds.items():
         if dtype.name not in _DTYPES or name == _RESERVED:
             raise IntegrityError(
                 f"safetensors cannot hold the tensor {name!a} of {dtype.name}",
                 slug="checkpoint.unsupported",
                 hint="leave `--format CKPT` out",
             )
+    ranks = {name: rank for rank, name in enumerate(_DTYPES)}
+    order = sorted(kinds, key=lambda name: (ranks[kinds[name][0].name], name))
+    header, end = {}, 0
+    for name in order:
+        dtype, shape = kinds[name]
         start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {
             "dtype": _DTYPES[dtype.name],
             "shape": list(shape),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(
+        errors="backslashreplace"
+    )
     text += b" " * (-len(text) % _ALIGNMENT)
     sink.write(len(text).to_bytes(8, "little") + text)
     for name in order:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jarvis_rules.core.digest import Sink
-from jarvis_rules.errors import JarvisBug, JarvisError
+from jarvis_rules.errors import JarvisBug
 from jarvis_rules.onnx_graph.constants import Constant, ConstantStore
 from jarvis_rules.onnx_graph.wire import (
     TENSOR_TYPES,
@@ -20,6 +20,7 @@ from jarvis_rules.onnx_graph.wire import (
     Node,
     Value,
     encode_model,
+    encode_weights,
 )
 
 __all__ = ["ACTIVATIONS", "MAX_BYTES", "Attribute", "Dim", "Graph", "Node", "Value"]
@@ -379,23 +380,27 @@ class Graph:
         """Return the length of the written file in bytes."""
         return encode_model(self._model())[0]
 
-    def write(self, file: Sink) -> int:
+    def is_split(self) -> bool:
+        """Return whether the weights must lie in a file of their own."""
+        return self.size() > MAX_BYTES
+
+    def write(self, file: Sink, weights: str | None = None) -> int:
         """Write the model to `file` and return its length in bytes.
 
-        It may be called again, and writes the same bytes. Raises JarvisError `graph.too-large`
-        above `MAX_BYTES`, before anything is written.
+        Large weights are in the file `weights` in the same folder, if one is named: that must be
+        so where `is_split`. It may be called again, and writes the same bytes.
         """
-        size, parts = encode_model(self._model())
+        size, parts = encode_model(self._model(), weights)
         if size > MAX_BYTES:
-            raise JarvisError(
-                f"the graph `{self.name}` needs {size} bytes, but an ONNX file holds at most "
-                f"{MAX_BYTES}; weights in a file of their own are not supported yet",
-                slug="graph.too-large",
-                hint="use a smaller model",
-            )
+            raise JarvisBug(f"an ONNX file holds at most {MAX_BYTES} bytes, not {size}")
         for part in parts:
             file.write(part)
         return size
+
+    def write_weights(self, file: Sink) -> None:
+        """Write what a model refers to that was written with `weights`."""
+        for part in encode_weights(self._model()):
+            file.write(part)
 
     def _model(self) -> Model:
         final = self._final_names

@@ -11,6 +11,9 @@ from jarvis_rules.onnx_graph.constants import Constant
 OPSET = 17  # the lowest with LayerNormalization, read by every runtime that we serve with
 IR_VERSION = 8
 
+MIN_EXTERNAL = 1024  # what is smaller stays in the graph, where shape inference needs it
+PAGE = 4096
+
 Dim = int | str
 Attribute = int | float | str | tuple[int, ...] | tuple[float, ...]
 
@@ -58,16 +61,23 @@ class Model:
     outputs: Sequence[Value]
 
 
-def encode_model(model: Model) -> tuple[int, Iterator[bytes]]:
+def encode_model(model: Model, weights: str | None = None) -> tuple[int, Iterator[bytes]]:
     """Return the length of the ModelProto and its bytes in parts, as protobuf would write them.
 
-    Parts are made while they are read, so that weights are never in memory. Source: onnx.proto.
+    Large constants are in the file `weights` beside it, if one is named: `encode_weights`. Parts
+    are made while they are read, so that weights are never in memory. Source: onnx.proto.
     """
     head, tail, opset = _encode_frame(model)
-    starts = {name: _encode_tensor(name, known) for name, known in model.constants.items()}
+    places = {} if weights is None else _places(model)
+    starts: dict[str, bytes] = {}
     length = len(head) + len(tail)
-    for name, start in starts.items():
-        length += len(start) + model.constants[name].nbytes
+    for name, constant in model.constants.items():
+        if weights is not None and name in places:
+            starts[name] = _encode_reference(name, constant, weights, places[name])
+        else:
+            starts[name] = _encode_tensor(name, constant)
+            length += constant.nbytes
+        length += len(starts[name])
     producer = b"jarvis-rules"
     first = b"\x08" + _varint(IR_VERSION) + _tag(2, len(producer)) + producer + _tag(7, length)
 
@@ -75,10 +85,32 @@ def encode_model(model: Model) -> tuple[int, Iterator[bytes]]:
         yield first + head
         for name, start in starts.items():
             yield start
-            yield from model.constants[name].blocks()
+            if name not in places:
+                yield from model.constants[name].blocks()
         yield tail + opset
 
     return len(first) + length + len(opset), parts()
+
+
+def encode_weights(model: Model) -> Iterator[bytes]:
+    """Yield the bytes of the file that `encode_model` refers to: each constant at its place."""
+    at = 0
+    for name, place in _places(model).items():
+        yield bytes(place - at)
+        yield from model.constants[name].blocks()
+        at = place + model.constants[name].nbytes
+
+
+def _places(model: Model) -> dict[str, int]:
+    """Return where in the file of weights each constant lies that is large enough to be there."""
+    places: dict[str, int] = {}
+    end = 0
+    for name, constant in model.constants.items():
+        if constant.nbytes >= MIN_EXTERNAL:
+            # Runtimes map pages.
+            places[name] = -(-end // PAGE) * PAGE
+            end = places[name] + constant.nbytes
+    return places
 
 
 def _encode_frame(model: Model) -> tuple[bytes, bytes, bytes]:
@@ -107,6 +139,19 @@ def _encode_tensor(name: str, constant: Constant) -> bytes:
     kind = b"\x10" + _varint(TENSOR_TYPES[constant.dtype])
     start = dims + kind + _tag(8, len(text)) + text + _tag(9, constant.nbytes)
     return _tag(5, len(start) + constant.nbytes) + start
+
+
+def _encode_reference(name: str, constant: Constant, weights: str, place: int) -> bytes:
+    """Return the field of one initialiser whose bytes lie in another file."""
+    from onnx import TensorProto
+
+    tensor = TensorProto(name=name, data_type=TENSOR_TYPES[constant.dtype])
+    tensor.dims.extend(constant.shape)
+    for key, value in (("location", weights), ("offset", place), ("length", constant.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    tensor.data_location = TensorProto.EXTERNAL
+    data = tensor.SerializeToString(deterministic=True)
+    return _tag(5, len(data)) + data
 
 
 def _varint(number: int) -> bytes:

@@ -58,9 +58,7 @@ class Task:
 def language_pipeline(task: Task) -> PipelineKind:
     """Return the pipeline kind of a task."""
 
-    def compose(
-        name: str, models: Mapping[str, ModelSource], options: OptionValues
-    ) -> Composition:
+    def compose(name: str, models: Mapping[str, ModelSource], options: OptionValues) -> Composition:
         return _compose(task, name, models[SLOT], options)
 
     return PipelineKind(
@@ -76,7 +74,10 @@ def language_pipeline(task: Task) -> PipelineKind:
 
 
 def option_of_the_model(
-    name: str, kind: type[int] | type[float] | type[bool], help_text: str, minimum: float | None = None
+    name: str,
+    kind: type[int] | type[float] | type[bool],
+    help_text: str,
+    minimum: float | None = None,
 ) -> Option:
     """Return an option whose default is the model's own value."""
     return Option(name, kind, None, f"{help_text}; default: the model's {OURS}", minimum=minimum)
@@ -105,6 +106,16 @@ def row_length(facts: Mapping[str, Any], options: OptionValues) -> int:
             hint=f"give at most {positions}",
         )
     return length
+
+
+def span_tensors(name: str) -> tuple[Tensor, ...]:
+    """Return the outputs that hold spans of a text."""
+    return (
+        Tensor(f"{name}_LABELS", "STRING", (-1,)),
+        Tensor(f"{name}_TEXTS", "STRING", (-1,)),
+        Tensor(f"{name}_START_END", "INT32", (-1, 2)),
+        Tensor(f"{name}_SCORES", "FP32", (-1,)),
+    )
 
 
 def _options(task: Task) -> tuple[Option, ...]:
@@ -162,7 +173,7 @@ def _compose(task: Task, name: str, model: ModelSource, options: OptionValues) -
             hint="lower `max_batch_size`, or raise the component's",
         )
     processor = _processor(task, name, facts, options)
-    asked = {"domain_name": options.text("domain_name")} if task.domain else {}
+    domain = options.text("domain_name") if task.domain else ""
     pipeline = Pipeline(
         name=name,
         kind=task.name,
@@ -177,7 +188,8 @@ def _compose(task: Task, name: str, model: ModelSource, options: OptionValues) -
         ),
         models={SLOT: SourceArchive(model.family, model.obj_cls, model.content_digest)},
         options=options.provenance(),
-        parameters={"kind": task.name, "language_code": options.text("language_code"), **asked},
+        parameters={"kind": task.name, "language_code": options.text("language_code")}
+        | ({"domain_name": domain} if domain else {}),
     )
     files = {member: SourceMember(SLOT, member) for member in (_VOCABULARY, *task.files.values())}
     return Composition(

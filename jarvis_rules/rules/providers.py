@@ -30,7 +30,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class PipelineInfo:
-    """A pipeline: its `.jmir`, its kind, the name that it is served under, the key of the `.jmir`."""
+    """A pipeline: its `.jmir` and that one's key, its kind, the name that it is served under."""
 
     name: str
     kind: str

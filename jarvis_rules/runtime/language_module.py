@@ -57,9 +57,6 @@ class LanguageModule(ABC):
         """Answer all requests, together where that is possible."""
         return answer_together(requests, self._read, self._answer, self.name)
 
-    def finalize(self) -> None:
-        """Nothing is held that needs an end."""
-
     row_width = 0
     """The tokens that every row is filled to; 0: no more than the longest of a call needs."""
 

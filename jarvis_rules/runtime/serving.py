@@ -73,7 +73,6 @@ def answer_together(
         One `pb_utils.InferenceResponse` per request, in order.
 
     """
-
     responses: dict[int, object] = {}
     waiting: dict[int, T] = {}
     for number, request in enumerate(requests):
@@ -88,8 +87,10 @@ def answer_together(
             return [answer_together([one], read, answer, module)[0] for one in requests]
         found = [error]
     for number, value in zip(waiting, found, strict=True):
-        failed = isinstance(value, Exception)
-        responses[number] = _failed(value, module) if failed else _answered(value)
+        if isinstance(value, Exception):
+            responses[number] = _failed(value, module)
+        else:
+            responses[number] = _answered(value)
     return [responses[number] for number in range(len(requests))]
 
 

@@ -56,9 +56,7 @@ class WordPiece:
             raise ValueError(f"`{vocabulary}` lacks {', '.join(f'`{t}`' for t in missing)}")
         self.unknown, self.end, self.start, self.padding = (ids[t] for t in _SPECIAL[:-1])
         self._tokenizer = Tokenizer(
-            models.WordPiece(
-                vocab=ids, unk_token=_UNKNOWN, max_input_chars_per_word=_LONGEST_WORD
-            )
+            models.WordPiece(vocab=ids, unk_token=_UNKNOWN, max_input_chars_per_word=_LONGEST_WORD)
         )
         self._tokenizer.normalizer = bert_normalizer(lowercase, strip_accents)
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -66,14 +64,15 @@ class WordPiece:
 
     def encode(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
         """Return the pieces of every text, which is given as its words; a word may have none."""
-        encodings = self._tokenizer.encode_batch_fast(
+        encodings = self._tokenizer.encode_batch(
             [list(words) for words in texts], is_pretokenized=True, add_special_tokens=False
         )
-        return [Pieces(encoding.ids, encoding.word_ids) for encoding in encodings]
+        # Only what a post-processor adds belongs to no word, and there is none.
+        return [Pieces(e.ids, [w for w in e.word_ids if w is not None]) for e in encodings]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens of ids; one that goes on with a word begins with `##`."""
-        return [self._tokenizer.id_to_token(number) for number in ids]
+        return [self._tokenizer.id_to_token(number) or "" for number in ids]
 
 
 def bert_normalizer(lowercase: bool, strip_accents: bool) -> normalizers.Normalizer:

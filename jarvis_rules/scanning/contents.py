@@ -64,8 +64,7 @@ class ContentScan:
     def zip(self, data: memoryview, where: str, depth: int = 0) -> None:
         """Look into a zip, the pickles and files in it included."""
         entries = ZipScan(data, where, self.findings).entries()
-        storages: set[str] = set()
-        has_tensors = False
+        storages: set[str] | None = None
         for entry in entries:
             self.check_entry_name(entry, where)
             if entry.content is None:
@@ -74,13 +73,12 @@ class ContentScan:
             if entry.name.endswith(".pkl"):
                 used = self.pickles(entry.content, place, may_trail=not entry.size)
                 if re.fullmatch(r"[^/]+/data\.pkl", entry.name):
-                    storages |= used
-                    has_tensors = True
+                    storages = used
             elif not re.fullmatch(r"[^/]+/data/[^/]+", entry.name):
                 self.content(memoryview(entry.content), entry.name, place, depth + 1)
-        for entry in entries if has_tensors else ():
+        for entry in entries:
             match = re.fullmatch(r"[^/]+/data/([^/]+)", entry.name)
-            if match and entry.size and match[1] not in storages:
+            if match and entry.size and storages is not None and match[1] not in storages:
                 message = f"no tensor uses {quoted(entry.name)}, {entry.size} bytes"
                 self.findings.add("zip.unused", where, message, entry.header)
 
@@ -91,14 +89,16 @@ class ContentScan:
             message = f"the entry {quoted(entry.name)} is none of a checkpoint"
             self.findings.add(rule, where, message, entry.header)
 
-    def pickles(self, data: bytes | memoryview, where: str, *, may_trail: bool = False) -> set[str]:
-        """Walk pickles; return the storages that they refer to."""
+    def pickles(
+        self, data: bytes | memoryview, where: str, *, may_trail: bool = False
+    ) -> set[str] | None:
+        """Walk pickles; return the storages that they refer to, or None where they break off."""
         end, walker = walk_pickles(data, where, self.findings, self.budget)
         note_rebuilds(walker)
         if end < len(data) and not may_trail:
             message = f"{len(data) - end} bytes follow the pickle"
             self.findings.add("pickle.trailing-data", where, message, end)
-        return walker.storages
+        return walker.storages if walker.ended else None
 
     def content(self, data: memoryview, name: str, where: str, depth: int = 0) -> None:
         """Look into what should be no code: an artifact, an asset, an entry of a zip."""

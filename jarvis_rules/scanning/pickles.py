@@ -102,11 +102,12 @@ class PickleWalker:
         self.memo: dict[int, Any] = {}
         self.foreign: list[_Name] = []
         self.at = 0
+        self.ended = False
 
     def walk(self, stream: io.BytesIO) -> tuple[bool, object]:
         """Walk the pickle at the stream's position; return whether it ended well, and its value."""
         self.stack, self.marks, self.memo, self.foreign = [], [], {}, []
-        value, ended = None, False
+        value, self.ended = None, False
         try:
             for opcode, argument, offset in pickletools.genops(stream):
                 self.at = offset or 0
@@ -114,7 +115,7 @@ class PickleWalker:
                     self.add("pickle.limit", f"takes more than {MAX_OPCODES} steps")
                     break
                 if opcode.name == "STOP":
-                    value, ended = self.pop(), True
+                    value, self.ended = self.pop(), True
                 else:
                     self.step(opcode.name, argument)
         except (ValueError, TypeError, LookupError) as error:
@@ -122,7 +123,7 @@ class PickleWalker:
         for name in self.foreign:
             if not name.was_called:
                 self.named("pickle.import", name, "import")
-        return ended, value
+        return self.ended, value
 
     def add(self, rule: str, message: str | Callable[[], str]) -> None:
         """Add a finding at the current opcode."""

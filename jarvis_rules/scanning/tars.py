@@ -49,7 +49,10 @@ def inflate(source: mmap.mmap, findings: Findings) -> IO[bytes]:
             break
         at, size = _inflate_one(source, _after_header(source, at, findings), plain, findings, at)
         produced += size
-        if at < 0 or _is_bomb(produced, len(source)):
+        if at < 0:
+            break
+        if _is_bomb(produced, at):
+            findings.add("gzip.bomb", "", f"{at} bytes inflate to {produced}", at)
             break
     plain.flush()
     return plain

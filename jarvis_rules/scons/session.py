@@ -21,6 +21,7 @@ from jarvis_rules.execution.delivery import is_intact
 from jarvis_rules.execution.execution_log import ExecutionLog
 from jarvis_rules.execution.executor import Executor
 from jarvis_rules.execution.workspace import lock_tree, open_executor
+from jarvis_rules.formats.key_source import Key
 from jarvis_rules.reporting.console import Console
 from jarvis_rules.rules.providers import DeclaredAction, PipelineInfo
 
@@ -35,6 +36,7 @@ class Session:
         self.console = Console()
         self.pipelines: dict[str, PipelineInfo] = {}
         self.aliases: dict[str, Any] = {}
+        self.keys: dict[str, Key] = {}  # of encrypted archives, by path
         self._declared: dict[str, tuple[DeclaredAction, Any]] = {}
         self._served: dict[str, str] = {}
         self._signatures: dict[str, str] = {}

@@ -21,6 +21,7 @@ from jarvis_rules.core.registry import require_known
 from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
 from jarvis_rules.execution.delivery import Destination, delivered_paths
 from jarvis_rules.execution.process import install_signal_handlers
+from jarvis_rules.formats.key_source import Key, read_key
 from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names, require_name
 from jarvis_rules.rules.providers import DeclaredAction
 from jarvis_rules.rules.rules import (
@@ -258,10 +259,12 @@ def _path(node: Any) -> Path:
     return Path(node.get_internal_path())
 
 
-def _nemo_model(env: Any, source: Any) -> Any:
+def _nemo_model(env: Any, source: Any, key: str | None = None, format: str = "ONNX") -> Any:
     """Declare the `.ejrvs` of a `.nemo` checkpoint and return its node.
 
-    It lands at `OUT/any/<folder of the checkpoint>/<stem>.ejrvs`.
+    It lands at `OUT/any/<folder of the checkpoint>/<stem>.ejrvs`, encrypted with `key` if given:
+    `env:NAME`, `file:PATH`, or the key itself. `format="CKPT"` keeps the weights and makes no
+    graph.
     """
     session: Session = env["JARVIS_SESSION"]
     nemo = _one_file(env, source, "a `.nemo` checkpoint")
@@ -272,15 +275,34 @@ def _nemo_model(env: Any, source: Any) -> Any:
             hint="an `.ejrvs` archive goes to `env.Pipeline` as it is",
         )
     folder = Path() if nemo.is_absolute() or ".." in nemo.parts else nemo.parent
-    info = export_model(nemo, session.out / "any" / folder / f"{nemo.stem}.ejrvs")
+    archive = session.out / "any" / folder / f"{nemo.stem}.ejrvs"
+    secret = _key(env, key)
+    info = export_model(nemo, archive, format, key=secret)
+    if secret is not None:
+        session.keys[str(archive)] = secret
     return _node(env, info.action, "archives")
 
 
-def _pipeline(env: Any, name: str, kind: str, models: Any = (), **options: Any) -> Any:
+def _key(env: Any, text: str | None) -> Key | None:
+    """Return the key that a SConscript names; a file is relative to it, `#` is the top folder."""
+    if text is None:
+        return None
+    if text.startswith("file:"):
+        text = f"file:{env.File(text.removeprefix('file:')).get_abspath()}"
+    key = read_key(text)
+    if key.warning is not None:
+        env["JARVIS_SESSION"].note_once(key.warning)
+    return key
+
+
+def _pipeline(
+    env: Any, name: str, kind: str, models: Any = (), key: str | None = None, **options: Any
+) -> Any:
     """Declare a pipeline for every GPU target and return the nodes of its repositories.
 
     `models` is the model of the only slot, a list in the order of the slots, or a mapping from
-    slot to model; a model is what `env.NemoModel` returned or the path of an `.ejrvs`.
+    slot to model; a model is what `env.NemoModel` returned or the path of an `.ejrvs`, with `:KEY`
+    behind it if it is encrypted. `key` encrypts the `.jmir`, as that of `env.NemoModel` the model.
     """
     session: Session = env["JARVIS_SESSION"]
     declared = find_pipeline(kind)
@@ -293,7 +315,14 @@ def _pipeline(env: Any, name: str, kind: str, models: Any = (), **options: Any) 
         )
     slots = _slots(env, [slot.name for slot in declared.slots], models)
     jmir = session.out / "any" / f"{name}.jmir"
-    info, action = build_pipeline(kind, name, slots, options, jmir)
+    keys = {slot: session.keys[str(p)] for slot, p in slots.items() if str(p) in session.keys}
+    info, action = build_pipeline(
+        kind, name, slots, options, jmir, key=_key(env, key), model_keys=keys
+    )
+    if action.spec.confidential:
+        session.note_once(
+            f"pipeline `{name}`: an encrypted model goes into `{jmir}`, which is not: give `key=`"
+        )
     session.pipelines[name] = info
     models_served = declared.model_names(name)
     # An engine's model is served under the name of what runs it, which its options may change.
@@ -347,6 +376,10 @@ def _one_file(env: Any, source: Any, expected: str) -> Path:
 
 
 def _archive(env: Any, model: Any) -> Path:
+    key = None
+    if isinstance(model, str):
+        file, found, text = model.partition(".ejrvs:")
+        model, key = (f"{file}.ejrvs", _key(env, text)) if found else (model, None)
     path = _one_file(env, model, "a model (`env.NemoModel(…)`) or an `.ejrvs`")
     if path.suffix != ".ejrvs":
         raise UsageError(
@@ -354,4 +387,6 @@ def _archive(env: Any, model: Any) -> Path:
             slug="pipeline.models",
             hint=f'write `env.NemoModel("{path.name}")`',
         )
+    if key is not None:
+        env["JARVIS_SESSION"].keys[str(path)] = key
     return path

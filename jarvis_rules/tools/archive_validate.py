@@ -1,9 +1,9 @@
 """ArchiveValidate: an `.ejrvs` and schemas → a report on whether the archive complies.
 
-Request: `archive`: input path, with the key `archive` if it is encrypted; `schemas`: input paths; `is_chosen`: whether there is one schema,
+Request: `archive`: input path; `schemas`: input paths; `is_chosen`: whether there is one schema,
 which counts for any class. Else the schema of the archive's class is looked for among `schemas`,
-then among those of this package. Report: `schema`, the index of the one that counted, or its
-name in the package, or null where there is none; `faults`: texts.
+then among those of this package. Key: `archive`, if it is encrypted. Report: `schema`, the index
+of the one that counted, or its name in the package, or null where there is none; `faults`: texts.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ OUTPUT = Path("outputs/validation.json")
 def validate_archive(request: Mapping[str, Any]) -> None:
     """Find the schema, check the archive, and write the report."""
     given = [read_schema(Path(path)) for path in request["schemas"]]
-    with open_archive(
-        Path(request["archive"]), "ejrvs", key=key_of(request, "archive")
-    ) as archive:
+    with open_archive(Path(request["archive"]), "ejrvs", key=key_of(request, "archive")) as archive:
         obj_cls = archive.manifest.metadata["obj_cls"]
         schema = given[0] if request["is_chosen"] else find_schema(obj_cls, given)
         chosen: int | str | None = None if schema is None else given.index(schema)

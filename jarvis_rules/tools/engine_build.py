@@ -32,19 +32,22 @@ def build_engines(request: Mapping[str, Any]) -> None:
         target = TREE / file
         target.parent.mkdir(parents=True)
         built = engine.build(Path(graph), target, gpu)
+        weights = [digest_file(path).sha256 for path in Path(graph).parent.glob("*.onnx.data")]
         engines[name] = {
             "toolchain": engine.name,
             "toolchain_version": built.toolchain_version,
             "backend": engine.backend,
             "file": engine.file,
             "graph": digest_file(Path(graph)).sha256,
+            **({"graph_data": weights[0]} if weights else {}),
             "precision": "fp32",
             "portable": built.portable,
             "executed": built.executed,
             "inputs": [dict(tensor) for tensor in built.inputs],
             "outputs": [dict(tensor) for tensor in built.outputs],
         }
-        files[file] = digest_file(target).to_json()
+        for path in sorted(target.parent.iterdir()):
+            files[f"{name}/{path.name}"] = digest_file(path).to_json()
     document = {
         "version": 1,
         "gpu": gpu.to_json(),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jarvis_rules.errors import JarvisError
@@ -18,6 +18,7 @@ from jarvis_rules.formats.archive_manifest import MAC, MANIFEST, dump_yaml
 from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.nemo import NemoArchive, artifact_name, open_nemo
 from jarvis_rules.formats.safetensors import write_safetensors
+from jarvis_rules.onnx_graph.graph import Graph
 from jarvis_rules.tools.program import key_of, run_tool
 
 OUTPUT = Path("outputs/model.ejrvs")

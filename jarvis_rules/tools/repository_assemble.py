@@ -34,17 +34,21 @@ def assemble_repository(request: Mapping[str, Any]) -> None:
     """Write the models, lint them, and write the manifest."""
     document = json.loads(Path(request["engines"]).read_bytes())
     validate(document, "engines", request["engines"])
+    folder = Path(request["engine_files"])
     engines = {
         name: EngineFile(
             find_engine(description["toolchain"]).prefix,
             description,
-            Path(request["engine_files"], name, description["file"]),
+            folder / name / description["file"],
+            tuple(
+                folder / file
+                for file in document["files"]
+                if file.startswith(f"{name}/") and file != f"{name}/{description['file']}"
+            ),
         )
         for name, description in document["engines"].items()
     }
-    with open_archive(
-        Path(request["jmir"]), "jmir", key=key_of(request, "pipeline")
-    ) as archive:
+    with open_archive(Path(request["jmir"]), "jmir", key=key_of(request, "pipeline")) as archive:
         pipeline = read_pipeline(archive)
         for module in pipeline.modules:
             # The files of these backends are in the action's key, those of others are not.

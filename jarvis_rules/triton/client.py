@@ -68,10 +68,8 @@ def pipeline_sample_rate(url: str, pipeline: str) -> int:
     Raises `JarvisError`: `infer.unreachable`, `infer.unknown-pipeline`, `infer.failed`,
     `infer.wrong-pipeline` when the pipeline is no speech recognition.
     """
-    with _connected(url) as client:
-        if not client.is_model_ready(pipeline, client_timeout=CONNECT_SECONDS):
-            raise _unknown(client, url, pipeline)
-        config = client.get_model_config(pipeline, client_timeout=CONNECT_SECONDS).config
+    with connected(url) as client:
+        config = require_ready(client, url, pipeline)
     rate = config.parameters["sample_rate"].string_value
     names = {tensor.name for tensor in (*config.input, *config.output)}
     lacking = [name for name in (*INPUTS, *OUTPUTS) if name not in names]
@@ -94,9 +92,8 @@ def recognize(url: str, pipeline: str, audio: list[NDArray[np.float32]]) -> list
 
     Raises `JarvisError`: `infer.unreachable`, `infer.unknown-pipeline`, `infer.failed`.
     """
-    with _connected(url) as client:
-        if not client.is_model_ready(pipeline, client_timeout=CONNECT_SECONDS):
-            raise _unknown(client, url, pipeline)
+    with connected(url) as client:
+        require_ready(client, url, pipeline)
         return [_recognize_one(client, pipeline, samples) for samples in audio]
 
 
@@ -131,20 +128,21 @@ def _recognition(outputs: Sequence[NDArray[Any]]) -> Recognition:
     """Turn one item of the batch into a `Recognition`; padding has an empty word."""
     transcript, score, words, times, word_scores = outputs
     found = tuple(
-        Word(word.decode(), float(start) / 1000, float(end) / 1000, _score(word_score))
+        Word(word.decode(), float(start) / 1000, float(end) / 1000, shown_score(word_score))
         for word, (start, end), word_score in zip(words, times, word_scores, strict=True)
         if word
     )
-    return Recognition(transcript.reshape(-1)[0].decode(), _score(score.reshape(-1)[0]), found)
+    return Recognition(transcript.reshape(-1)[0].decode(), shown_score(score.reshape(-1)[0]), found)
 
 
-def _score(value: np.float32) -> float:
+def shown_score(value: np.float32) -> float:
+    """Return a score with the digits that it has."""
     # FP32 has no more digits: 0.9, and not 0.8999999761581421.
     return round(float(value), 6)
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[Any]:
+def connected(url: str) -> Iterator[Any]:
     """Give a client of a live server and turn every fault of gRPC into a `JarvisError`."""
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
@@ -169,6 +167,13 @@ def _connected(url: str) -> Iterator[Any]:
         ) from fault
     finally:
         client.close()
+
+
+def require_ready(client: Any, url: str, pipeline: str) -> Any:
+    """Return a pipeline's configuration; JarvisError `infer.unknown-pipeline` if it has none."""
+    if not client.is_model_ready(pipeline, client_timeout=CONNECT_SECONDS):
+        raise _unknown(client, url, pipeline)
+    return client.get_model_config(pipeline, client_timeout=CONNECT_SECONDS).config
 
 
 def _require_live(client: Any, url: str) -> None:

@@ -283,7 +283,14 @@ def _install(environment: ServingEnvironment, log: Path, report: Report) -> None
 def _check(environment: ServingEnvironment) -> None:
     """Start each program once, so that a library this machine lacks is named here and now."""
     probes = (
-        ([str(environment.python), "-c", "import numpy, onnxruntime, tokenizers; print('usable')"], "usable"),
+        (
+            [
+                str(environment.python),
+                "-c",
+                "import numpy, onnxruntime, tokenizers; print('usable')",
+            ],
+            "usable",
+        ),
         ([str(environment.server), "--help"], "--model-repository"),
         ([str(environment.stub)], ""),
     )

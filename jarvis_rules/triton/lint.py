@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jarvis_rules.errors import JarvisError
+from jarvis_rules.errors import JarvisError, did_you_mean
 from jarvis_rules.triton.ensemble_lint import lint_ensemble
 from jarvis_rules.triton.model_folder import CONFIG, LintFinding, Model, model_folders, read_model
 from jarvis_rules.triton.onnx_signature import Tensor, disagreements
@@ -50,6 +50,8 @@ def lint_repository(root: Path) -> list[LintFinding]:
             models[folder.name] = found
     for model in models.values():
         findings += _lint_model(model)
+        if model.calls and model.calls not in models:
+            findings.append(_unknown_call(model, models))
         if model.is_ensemble:
             findings += lint_ensemble(model, models, {folder.name for folder in folders})
     if not folders:
@@ -59,6 +61,15 @@ def lint_repository(root: Path) -> list[LintFinding]:
             )
         )
     return sorted(findings, key=lambda finding: (finding.model, finding.slug, finding.message))
+
+
+def _unknown_call(model: Model, models: dict[str, Model]) -> LintFinding:
+    return LintFinding(
+        "python.unknown-call",
+        model.name,
+        f"it calls `{model.calls}`, which is not in the repository",
+        did_you_mean(model.calls, models) or f"add the model `{model.calls}`",
+    )
 
 
 def _lint_model(model: Model) -> Iterator[LintFinding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_rules.errors import JarvisError
+from jarvis_rules.formats.jmir import CALLS
 
 VERSION = re.compile(r"0|[1-9][0-9]*")
 """Triton ignores version folders with other names, leading zeros among them."""
@@ -59,6 +60,12 @@ class Model:
     def backend(self) -> str:
         """The backend, also where only a `platform` is written."""
         return self.config.backend or PLATFORM_BACKENDS.get(self.config.platform, "")
+
+    @property
+    def calls(self) -> str:
+        """The model that a Python model of ours calls by itself, empty where there is none."""
+        parameters = self.config.parameters
+        return parameters[CALLS].string_value if CALLS in parameters else ""
 
     @property
     def file_name(self) -> str:

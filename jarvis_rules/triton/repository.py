@@ -15,7 +15,6 @@ from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.errors import IntegrityError, JarvisBug
 from jarvis_rules.formats.jmir import Module, Pipeline
 from jarvis_rules.triton.model_config import (
-    CALLS,
     backend_config,
     engine_config,
     ensemble_config,
@@ -38,11 +37,15 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True, slots=True)
 class EngineFile:
-    """An engine to serve: what the engines manifest says of it, and the file."""
+    """An engine to serve: what the engines manifest says of it, and the file.
+
+    `beside` are further files that it needs in its folder.
+    """
 
     prefix: str
     description: Mapping[str, Any]
     path: Path
+    beside: tuple[Path, ...] = ()
 
 
 @dataclass(slots=True)
@@ -100,6 +103,8 @@ def _add_engine(files: RepositoryFiles, module: Module, model: str, engine: Engi
     _check_tensors(module, description)
     file = str(description["file"])
     files.paths[f"{model}/{VERSION}/{file}"] = engine.path
+    for path in engine.beside:
+        files.paths[f"{model}/{VERSION}/{path.name}"] = path
     config = engine_config(module, model, str(description["backend"]), file)
     files.data[f"{model}/config.pbtxt"] = render_config(config)
 
@@ -137,9 +142,8 @@ def _compatible(
 
 
 def _check_call(module: Module, models: Mapping[str, str]) -> None:
-    called = module.parameters.get(CALLS)
-    if called is not None and called not in models:
-        raise _refused("unknown-call", f"calls `{called}`, which is no module", module)
+    if module.calls is not None and module.calls not in models:
+        raise _refused("unknown-call", f"calls `{module.calls}`, which is no module", module)
 
 
 def _add_backend(

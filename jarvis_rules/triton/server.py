@@ -18,7 +18,7 @@ from jarvis_rules.errors import JarvisError, ToolchainError, UsageError, did_you
 from jarvis_rules.triton import server_log
 from jarvis_rules.triton.environment import ServingEnvironment, require_numpy_below_2
 from jarvis_rules.triton.lint import check_repository
-from jarvis_rules.triton.model_folder import read_models
+from jarvis_rules.triton.model_folder import Model, read_models
 from jarvis_rules.triton.supervise import KEEP_LOG, QUIT
 
 LOOPBACK = "127.0.0.1"
@@ -58,6 +58,7 @@ class TritonServer:
         self.environment = environment
         self.models = tuple(models or ())
         self.start_timeout = start_timeout
+        self._called: tuple[str, ...] = ()
         self.start_seconds = 0.0
         self._ports = (http_port, grpc_port, metrics_port)
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -90,6 +91,7 @@ class TritonServer:
         require_numpy_below_2(self.environment)
         self.models = models_to_load(self.repository, self.models)
         require_backends(self.repository, self.models)
+        self._called = called_models(self.repository, self.models)
         self._ports = choose_ports(self._ports)
         began = time.monotonic()
         try:
@@ -149,7 +151,7 @@ class TritonServer:
             f"--exit-timeout-secs={EXIT_SECONDS}",
             "--disable-auto-complete-config",
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in self.models),
+            *(f"--load-model={model}" for model in (*self._called, *self.models)),
             *(
                 f"--backend-config={backend.name},shm-region-prefix-name={prefix}"
                 for backend in sorted(backends.iterdir())
@@ -157,7 +159,10 @@ class TritonServer:
         ]
 
     def _wait_until_ready(self) -> None:
-        paths = ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in self.models)]
+        paths = [
+            "/v2/health/ready",
+            *(f"/v2/models/{model}/ready" for model in (*self._called, *self.models)),
+        ]
         deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:
             while paths and _answers_ok(self._ports[0], paths[0]):
@@ -248,25 +253,40 @@ def require_backends(repository: Path, models: Sequence[str]) -> None:
 
     Raises `ToolchainError` `serve.backend-missing`.
     """
-    known = read_models(repository)
-    waiting, seen = list(models), set[str]()
     present = {"python", *(folder.name for folder in _standins())}
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name not in known:
-            continue
-        seen.add(name)
-        model = known[name]
-        waiting += [step.model_name for step in model.config.ensemble_scheduling.step]
+    for model in _needed(repository, models):
         if not model.is_ensemble and model.backend not in present:
             raise ToolchainError(
-                f"model `{name}` needs the backend `{model.backend}`, which the bundled server "
-                f"does not have, only {', '.join(f'`{b}`' for b in sorted(present))}",
+                f"model `{model.name}` needs the backend `{model.backend}`, which the bundled "
+                f"server does not have, only {', '.join(f'`{b}`' for b in sorted(present))}",
                 slug="serve.backend-missing",
                 where=str(repository),
                 hint="build the pipeline with `GPU=cpu`, or serve it with NVIDIA's Triton "
                 "container",
             )
+
+
+def called_models(repository: Path, models: Sequence[str]) -> tuple[str, ...]:
+    """Return what the members of `models` call by themselves.
+
+    Triton loads the members of an ensemble with it, but not those.
+    """
+    called = {model.calls for model in _needed(repository, models) if model.calls}
+    return tuple(sorted(called - set(models)))
+
+
+def _needed(repository: Path, models: Sequence[str]) -> list[Model]:
+    """Return `models`, members of ensembles and called models, as far as they are there."""
+    known = read_models(repository)
+    waiting, found = list(models), dict[str, Model]()
+    while waiting:
+        name = waiting.pop()
+        if name in found or name not in known:
+            continue
+        model = found[name] = known[name]
+        waiting += [step.model_name for step in model.config.ensemble_scheduling.step]
+        waiting += [model.calls] if model.calls else []
+    return list(found.values())
 
 
 def assemble_backends(environment: ServingEnvironment, destination: Path) -> Path:

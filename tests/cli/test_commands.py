@@ -14,7 +14,7 @@ import pytest
 BIN = Path(sys.executable).parent
 VECTORS = Path(__file__).parents[1] / "vectors" / "nemo"
 PROJECT = Path(__file__).parents[1] / "projects" / "basic"
-COMMANDS = ("nemo2jarvis", "jarvis-build", "jarvis-deploy", "jarvis-rules")
+COMMANDS = ("nemo2jarvis", "tlt", "jarvis-build", "jarvis-deploy", "jarvis-rules")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from jarvis_rules.exporters.exporter import list_exporters
-from jarvis_rules.formats.archive import Member, write_archive
+from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.schema import validate
 
 PROGRAM = Path(sys.executable).parent / "jarvis-rules"

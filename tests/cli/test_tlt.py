@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from jarvis_rules.cli.command import run_command
 from jarvis_rules.cli.tlt_mounts import read_mounts
 from jarvis_rules.cli.tlt_tasks import TASKS
 from jarvis_rules.exporters.exporter import list_exporters
+from jarvis_rules.formats.archive import open_archive
+from jarvis_rules.formats.key_source import Key
 
 BIN = Path(sys.executable).parent
 MODELS = Path(__file__).parents[1] / "data" / "models" / "variants"
@@ -57,6 +62,9 @@ export_to: jasper.ejrvs
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+EXPORT = "tlt speech_to_text export -m /data/asr/jasper.tlt"
 
 
 class Machine:
@@ -170,8 +178,8 @@ def test_the_command_lines_of_the_documentation(machine):
 # Of the user guides of TLT 3 and TAO; `$KEY` is left out where it stands for a real one.
 DOCUMENTED = [
     "tlt speech_to_text export -m /data/m.tlt -e /specs/e.yaml -r /results/x",
-    "tlt speech_to_text export -e /specs/e.yaml -g 1 -m /data/m.tlt -r /results/x "
-    "export_format=JARVIS export_to=x.ejrvs",
+    "tlt speech_to_text export export_format=JARVIS -e /specs/e.yaml -g 1 -m /data/m.tlt "
+    "export_to=x.ejrvs -r /results/x",
     "tao speech_to_text_citrinet export -m /data/m.tlt -e /specs/e.yaml -r /results/x "
     "export_format=RIVA export_to=x.riva",
     "tao speech_to_text_conformer export -e /specs/e.yaml -m /data/m.tlt -r /results/x",
@@ -268,6 +276,131 @@ def test_an_interrupt_leaves_nothing(machine):
     assert not (machine.work / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["missing_key", "nan_weight", "pickle_os_system"])
+def test_a_bad_checkpoint_leaves_nothing(machine, name):
+    place = machine.home / "tlt/data/bad.nemo"
+    shutil.copy(Path(__file__).parents[1] / "vectors" / "nemo" / f"{name}.nemo", place)
+    done = machine.run("tlt speech_to_text export -m /data/bad.nemo -r r/s", code=3)
+    assert f"error: {place}" in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert done.stdout == ""
+    assert list(machine.work.iterdir()) == []
+
+
+def as_eff(nemo, tlt, folder="", **properties):
+    """Write the files of a `.nemo` as TLT did: an EFF archive, the files in `folder`."""
+    with tarfile.open(nemo) as source, tarfile.open(tlt, "w:gz") as out:
+        files = {
+            member.name.removeprefix("./"): source.extractfile(member).read()
+            for member in source
+            if member.isfile()
+        }
+        listed = {name: {"description": "", "binary": True, **properties} for name in files}
+        manifest = {"metadata": {"origin": "TLT", "format_version": 1}, "files": listed}
+        named = {f"{folder}{name}": data for name, data in files.items()}
+        for name, data in {"manifest.yaml": yaml.safe_dump(manifest).encode(), **named}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("folder", ["", "artifacts/"])
+def test_a_tlt_in_eff_layout_gives_the_archive_of_its_nemo(machine, folder):
+    nemo = machine.model("conv_asr/wordpiece", "citrinet.nemo")
+    as_eff(nemo, nemo.with_suffix(".tlt"), folder, encrypted=False)
+    for suffix in ("tlt", "nemo"):
+        machine.run(
+            f"tlt speech_to_text_citrinet export -m /data/citrinet.{suffix} -r {suffix} "
+            "export_to=a.ejrvs"
+        )
+    assert (machine.work / "tlt/a.ejrvs").read_bytes() == (
+        machine.work / "nemo/a.ejrvs"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("properties", [{"encrypted": True}, {"encryption": "AES-256-CTR"}])
+def test_a_tlt_that_nvidia_encrypted_is_refused(tell, properties):
+    tlt = tell.machine.home / "tlt/data/sealed.tlt"
+    as_eff(tell.machine.home / "tlt/data/asr/jasper.tlt", tlt, **properties)
+    code, out, error = tell("tlt speech_to_text export -m /data/sealed.tlt -k tlt_encode -r r")
+    assert (code, out) == (3, "")
+    assert f"error: {tlt}: `model_config.yaml` is encrypted by NVIDIA's tools" in error
+    assert "[encryption.nvidia]" in error
+
+
+# --- keys --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ("-k tlt_encode", "'***'"),
+        ("encryption_key=tlt_encode", "'***'"),
+        ("-k env:KEY_OF_TEST", "env:KEY_OF_TEST"),
+        ("-k file:/specs/key.txt", "file:/specs/key.txt"),
+        ("-k $SPEC", "'***'"),
+    ],
+)
+def test_a_key_encrypts_and_is_not_shown(machine, given, field):
+    machine.variables["KEY_OF_TEST"] = "tlt_encode"
+    machine.spec("key.txt", "tlt_encode\n")
+    machine.spec("e.yaml", "encryption_key: tlt_encode\n")
+    place = given.replace("-k $SPEC", "-e /specs/e.yaml")
+    done = machine.run(f"{EXPORT} -r r {place}")
+    assert "note: the key `tlt_encode` is printed in NVIDIA's documentation" in done.stderr
+    archive = machine.work / "r/exported-model.ejrvs"
+    with open_archive(archive) as sealed:
+        assert all(properties["encrypted"] for properties in sealed.manifest.files.values())
+    key = Key(b"tlt_encode")
+    machine.run(f"{EXPORT} -r plain")
+    with (
+        open_archive(archive, key=key) as sealed,
+        open_archive(machine.work / "plain/exported-model.ejrvs") as plain,
+    ):
+        graph = "model_graph.onnx"
+        assert sealed.read(graph) == plain.read(graph)
+    resolved = (machine.work / "r/export.resolved.yaml").read_text()
+    assert f"encryption_key: {field}\n" in resolved
+    log = (machine.work / "r/export.log").read_text()
+    for text in (resolved, log, done.stderr):
+        assert "tlt_encode" not in text.replace("the key `tlt_encode` is printed", "")
+
+
+def test_a_secret_is_shown_nowhere(machine):
+    machine.spec("e.yaml", "encryption_key: swordfish-1\n")
+    done = machine.run(f"{EXPORT} -e /specs/e.yaml -k swordfish-2 -r r")
+    assert (
+        f"`encryption_key` of `-k` wins over that of `{machine.home}/tlt/specs/e.yaml`"
+        in done.stderr
+    )
+    model = MODELS / "conv_asr/features_eps.nemo"
+    other = machine.run(f"nemo2jarvis --key swordfish-2 --out n.ejrvs {model}")
+    assert "cached   NemoExport" in other.stderr
+    archive = (machine.work / "r/exported-model.ejrvs").read_bytes()
+    assert archive == (machine.work / "n.ejrvs").read_bytes()
+    written = b"".join(path.read_bytes() for path in (machine.work / "r").iterdir())
+    assert b"swordfish" not in done.stdout.encode() + done.stderr.encode() + written
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("file:/specs/none.txt", "encryption_key: the key file `HOME/tlt/specs/none.txt` cannot "
+         "be read: No such file or directory [key.file]"),
+        ("env:NONE_OF_TEST", "encryption_key: the environment variable `NONE_OF_TEST` is not set "
+         "[key.environment]"),
+        ("/specs/key.txt", "encryption_key: the key that was given is the name of a file "
+         "[key.file-name]"),
+    ],
+)  # fmt: skip
+def test_keys_that_cannot_be_read(tell, key, message):
+    tell.machine.spec("key.txt", "x")
+    code, out, error = tell(f"{EXPORT} -r r -k {key}")
+    assert (code, out) == (2, "")
+    assert f"error: {message}\n\nhint: " in error.replace(str(tell.machine.home), "HOME")
+    assert list(tell.machine.work.iterdir()) == []
+
+
 # --- mounts ------------------------------------------------------------------------------------
 
 
@@ -348,7 +481,6 @@ def test_mounts_that_are_wrong(tell, document, message):
 
 # --- what is refused ---------------------------------------------------------------------------
 
-EXPORT = "tlt speech_to_text export -m /data/asr/jasper.tlt"
 FIELDS = (
     "known: `restore_from`, `export_to`, `export_format`, `encryption_key`, "
     "`exp_manager.task_name`, `exp_manager.explicit_log_dir`"
@@ -397,7 +529,7 @@ WRONG = [
      "leave it out: exporting needs no GPU"),
     (f"{EXPORT} -r r export_to", "expected `field=value`, got `export_to` [usage]", FIELDS),
     (f"{EXPORT} -r r exprot_to=a.ejrvs", "unknown field `exprot_to` [tlt.spec-field]",
-     f"did you mean `export_to`? {FIELDS}"),
+     f"did you mean `export_to` or `export_format`? {FIELDS}"),
     (f"{EXPORT} -r r export_to=5", "`export_to` must be text, got a number [tlt.spec-value]",
      'write text, in quotes if need be: `export_to: "…"`'),
     (f"{EXPORT} -r r export_to=jasper.onnx",
@@ -545,7 +677,7 @@ def test_help_has_examples(capsys, program, words):
     out = capsys.readouterr().out
     assert f"usage: {program} {words}".rstrip() in out
     assert "examples:" in out
-    assert out.count("tlt ") == (0 if program == "tao" else out.count(f"{program} "))
+    assert {"tlt", "tao"} & set(re.findall(r"^ *(tlt|tao) ", out, re.M)) == {program}
 
 
 def test_list(tell):

@@ -273,6 +273,29 @@ def test_options_of_commands_are_documented(module, words, capsys):
     assert option_lines(run, capsys, *words) - everywhere == documented - everywhere
 
 
+@pytest.mark.parametrize("program", ["tlt", "tao"])
+def test_options_of_tlt_are_documented(program, capsys):
+    from jarvis_rules.cli import tlt
+
+    run = functools.partial(tlt._run, program=program)
+    documented = set(re.findall(r"--[a-z][\w-]*", section("tlt").partition("\n|")[2]))
+    shown = {
+        option
+        for verb in ("export", "download_specs")
+        for option in option_lines(run, capsys, "vocoder", verb)
+    }
+    assert shown - {"--help"} == documented
+
+
+def test_tasks_and_fields_of_tlt_are_documented():
+    from jarvis_rules.cli.tlt_spec import FIELDS
+    from jarvis_rules.cli.tlt_tasks import TASKS
+
+    rows = dict(re.findall(r"^\| `(TASK|field=value)` \| (.*) \|$", section("tlt"), re.M))
+    assert re.findall(r"`(\w+)`", rows["TASK"].partition(";")[0]) == list(TASKS)
+    assert tuple(re.findall(r"`([\w.]+)`", rows["field=value"])) == FIELDS
+
+
 # --- links ------------------------------------------------------------------------------------
 
 

@@ -248,7 +248,7 @@ def test_threads_share_an_executor(executor, probe):
 def finish(monkeypatch, meanwhile):
     """Let the tool do nothing but what happens `meanwhile`."""
 
-    def run(_sandbox, _action, folder, _names, _since):
+    def run(_sandbox, _action, folder, _names, _since, _keys):
         meanwhile()
         (folder / "log.txt").touch()
         (folder / "outputs" / "out").touch()

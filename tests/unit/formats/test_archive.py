@@ -22,14 +22,11 @@ from hypothesis import strategies as st
 from jarvis_rules.core.digest import digest_bytes
 from jarvis_rules.errors import IntegrityError, JarvisBug, JarvisError, UsageError
 from jarvis_rules.formats import archive as archive_module
-from jarvis_rules.formats.archive import (
-    MANIFEST,
-    Member,
-    content_digest,
-    open_archive,
-    write_archive,
-)
+from jarvis_rules.formats.archive import MANIFEST, open_archive
+from jarvis_rules.formats.archive_manifest import ArchiveManifest, content_digest
+from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.jmir import read_pipeline
+from jarvis_rules.formats.stored_gzip import StoredGzipWriter
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "archive"
 METADATA = {"name": "asr", "kind": "speech_recognition", "description": "ä — ☃"}
@@ -103,7 +100,7 @@ def test_content_may_come_from_files(path, tmp_path):
 WRITE = """
 import os, sys, time
 from pathlib import Path
-from jarvis_rules.formats.archive import Member, write_archive
+from jarvis_rules.formats.archive_writing import Member, write_archive
 os.umask(int(sys.argv[2]))
 names = set(sys.argv[3:])
 members = [Member(name, "asset", f"a {name}", data=name.encode() * 9999) for name in names]
@@ -190,7 +187,7 @@ def test_stored_blocks(sizes):
     data = [bytes([index + 1]) * size for index, size in enumerate(sizes)]
     out, whole = io.BytesIO(), io.BytesIO()
     for stream, pieces in ((out, data), (whole, [b"".join(data)])):
-        writer = archive_module._StoredGzip(stream)
+        writer = StoredGzipWriter(stream)
         for piece in pieces:
             writer.write(piece)
         writer.close()
@@ -251,15 +248,16 @@ def refused(path, manifest, files):
     return caught.value
 
 
+def fix_content_digest(manifest):
+    metadata, roles = manifest["metadata"], ArchiveManifest.from_document(manifest).roles()
+    metadata["content_digest"] = content_digest("jmir", roles, metadata)
+
+
 def change_files(**changes):
     def change(manifest, _):
         manifest["files"]["a/graph.onnx"].update(changes)
-        roles = {
-            name: (p["role"], digest_bytes(b"").__class__(p["sha256"], p["size"]))
-            for name, p in manifest["files"].items()
-        }
         with contextlib.suppress(TypeError):
-            manifest["metadata"]["content_digest"] = content_digest("jmir", roles)
+            fix_content_digest(manifest)
 
     return change
 
@@ -292,7 +290,15 @@ DAMAGE = {
         "archive.content-digest",
         "content_digest",
     ),
-    "encrypted": (change_files(encrypted=True), "archive.encrypted", "not available yet"),
+    "encrypted, not how": (
+        change_files(encrypted=True), "archive.mixed-encryption", "either all members"
+    ),
+    "other name": (change_metadata(name="other"), "archive.content-digest", "the metadata"),
+    "other facts": (change_metadata(facts={"x": 1}), "archive.content-digest", "the metadata"),
+    "facts no JSON": (
+        change_metadata(facts={"x": float("nan")}), "archive.content-digest", "the metadata"
+    ),
+    "checksum too short": (change_files(crc32="0"), "schema.invalid", "crc32"),
     "newer version": (change_metadata(archive_version=2), "archive.version", "is 2"),
     "unknown format": (change_metadata(archive_format="zip"), "archive.unknown-format", "`zip`"),
     "format no text": (change_metadata(archive_format=["\x1b"]), "archive.unknown-format", "x1b"),
@@ -370,7 +376,7 @@ def test_a_date_is_text(parts, tmp_path):
 
 
 def test_a_manifest_too_large_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive_module, "_MANIFEST_LIMIT", 10)
+    monkeypatch.setattr(archive_module, "MAX_MANIFEST_SIZE", 10)
     assert refused(tmp_path / "y.jmir", b"x" * 11, {}).slug == "archive.manifest-size"
 
 

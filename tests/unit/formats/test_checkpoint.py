@@ -391,7 +391,8 @@ def test_refuses_hostile_values(value: Any, slug: str, shown: str) -> None:
         (b"\x80\x02N.", "not-a-state-dict"),
         (b"\x80\x02}.", "not-a-state-dict"),
         (b"\x80\x02" + opcodes({5: tensor()}) + b".", "not-a-state-dict"),
-        (b"\x80\x02" + b"N" * 100_000 + b"." + b"junk", "not-a-state-dict"),
+        (b"\x80\x02" + b"N" * 100_000 + b".", "not-a-state-dict"),
+        (b"\x80\x02N." + b"junk", "pickle"),
     ],
 )
 def test_refuses_malformed_pickles(code: bytes, slug: str) -> None:

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.formats.archive import Member, open_archive, write_archive
+from jarvis_rules.formats.archive import open_archive
+from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.jmir import (
     MAX_PIPELINE_SIZE,
     PIPELINE_MEMBER,

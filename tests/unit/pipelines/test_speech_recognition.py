@@ -174,7 +174,7 @@ def test_facts_that_serving_needs_must_be_there(compose, golden, damage, named):
 
 def test_a_model_of_another_family_is_refused(executor, ejrvs, tmp_path):
 
-    from jarvis_rules.formats.archive import Member, write_archive
+    from jarvis_rules.formats.archive_writing import Member, write_archive
 
     with open_archive(ejrvs) as archive:
         metadata = {**archive.manifest.metadata, "family": "fastpitch"}

@@ -22,6 +22,7 @@ def good(path: Path = CONTROL) -> Mapping[str, bytes]:
         return {
             member.name.removeprefix("./"): archive.extractfile(member).read()  # type: ignore[union-attr]
             for member in archive
+            if member.isfile()
         }
 
 
@@ -189,5 +190,5 @@ def checkpoint(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> by
 
 def legacy(pickle: bytes, keys: bytes, storages: bytes) -> bytes:
     """A checkpoint of torch before 1.6."""
-    magic = b"\x80\2" + number(0x1950A86A20F9469CFC6C) + b"."
-    return magic + b"\x80\2" + number(1001) + b".\x80\2}.".replace(b"}", b"}") + pickle + keys + storages
+    head = (number(0x1950A86A20F9469CFC6C), number(1001), b"}")
+    return b"".join(b"\x80\2" + part + b"." for part in head) + pickle + keys + storages
