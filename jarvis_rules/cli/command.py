@@ -95,6 +95,21 @@ def print_note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)  # noqa: T201
 
 
+def require_writable(file: Path) -> None:
+    """UsageError where `file` cannot be made: told before the work and not after it."""
+    folder = file.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        what = "may not be written to" if folder.is_dir() else "is no folder"
+        raise UsageError(
+            f"cannot be written: `{folder}` {what}",
+            slug="file.unwritable",
+            where=str(file),
+            hint="name another folder",
+        )
+
+
 def parse_archive(text: str) -> tuple[Path, Key | None]:
     """Return the path and the key of `FILE[:KEY]`; a key that is public is told.
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jarvis_rules.cli.output import print_json, print_pairs, print_table
-from jarvis_rules.errors import EXIT_OK, UsageError, did_you_mean
+from jarvis_rules.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from jarvis_rules.reporting.subject import Subject
 
 VERSION = 1
 
@@ -35,14 +38,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, metavar="FILE", help="file, or a repository's folder")
+    parser.add_argument("path", metavar="FILE", help="FILE, FILE:KEY, or a repository's folder")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the description of the file; return 0."""
-    document = describe(arguments.path)
+    from jarvis_rules.reporting.subject import find_subject
+
+    document = describe(find_subject(arguments.path))
     if arguments.format == "json":
         print_json(document)
     else:
@@ -50,30 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Return what is at `path`, with `format` telling what it is: see the schema `inspect`.
-
-    UsageError for a path that is missing or of no known kind.
-    """
-    if path.is_dir():
-        return _describe_repository(path)
-    describers: dict[str, Callable[[Path], dict[str, Any]]] = {
-        ".nemo": _describe_nemo,
-        ".tlt": _describe_nemo,
-        ".ejrvs": _describe_ejrvs,
-        ".jmir": _describe_jmir,
-    }
-    if not path.exists():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")])
-        raise UsageError("there is no such file", slug="file.missing", where=str(path), hint=near)
-    if path.suffix not in describers:
-        raise UsageError(
-            f"the suffix `{path.suffix}` is of no format that can be inspected",
-            slug="file.suffix",
-            where=str(path),
-            hint=f"known: {', '.join(describers)}, and folders of model repositories",
-        )
-    return describers[path.suffix](path)
+def describe(subject: Subject) -> dict[str, Any]:
+    """Return what is in `subject`, with `format` telling what it is: see the schema `inspect`."""
+    match subject.format:
+        case "nemo":
+            return _describe_nemo(subject.path)
+        case "ejrvs":
+            return _describe_ejrvs(subject)
+        case "jmir":
+            return _describe_jmir(subject)
+        case "repository":
+            return _describe_repository(subject.path)
 
 
 def _describe_nemo(path: Path) -> dict[str, Any]:
@@ -101,10 +93,10 @@ def _describe_nemo(path: Path) -> dict[str, Any]:
         }
 
 
-def _describe_ejrvs(path: Path) -> dict[str, Any]:
+def _describe_ejrvs(subject: Subject) -> dict[str, Any]:
     from jarvis_rules.formats.archive import open_archive
 
-    with open_archive(path, "ejrvs") as archive:
+    with open_archive(subject.path, "ejrvs", key=subject.key) as archive:
         manifest = archive.manifest
         return {
             "version": VERSION,
@@ -151,35 +143,28 @@ def _tensors(described: Any) -> Any:
     return described if is_list else None
 
 
-def _describe_jmir(path: Path) -> dict[str, Any]:
+def _describe_jmir(subject: Subject) -> dict[str, Any]:
+    """Return a pipeline; its document is null where it is encrypted and no key was given."""
     from jarvis_rules.formats.archive import open_archive
     from jarvis_rules.formats.jmir import read_pipeline
 
-    with open_archive(path, "jmir") as archive:
+    with open_archive(subject.path, "jmir", key=subject.key) as archive:
+        manifest = archive.manifest
+        is_closed = manifest.encryption is not None and subject.key is None
         return {
             "version": VERSION,
             "format": "jmir",
-            "content_digest": archive.manifest.content_digest,
-            "pipeline": read_pipeline(archive).to_json(),
-            "members": [{"name": name, **file} for name, file in archive.manifest.files.items()],
+            "content_digest": manifest.content_digest,
+            "metadata": dict(manifest.metadata),
+            "pipeline": None if is_closed else read_pipeline(archive).to_json(),
+            "members": [{"name": name, **file} for name, file in manifest.files.items()],
         }
 
 
 def _describe_repository(path: Path) -> dict[str, Any]:
-    from jarvis_rules.formats.schema import validate
+    from jarvis_rules.reporting.repository_folder import list_manifests, read_manifest
 
-    pipelines = []
-    for manifest in sorted(path.glob("*.repository.json")):
-        document = json.loads(manifest.read_bytes())
-        validate(document, "repository", str(manifest))
-        pipelines.append(document)
-    if not pipelines:
-        raise UsageError(
-            "no `*.repository.json` here, so this is no repository of these tools",
-            slug="repository.none",
-            where=str(path),
-            hint="`scons deploy` makes one at out/<gpu>/models",
-        )
+    pipelines = [read_manifest(manifest) for manifest in list_manifests(path)]
     return {"version": VERSION, "format": "repository", "pipelines": pipelines}
 
 
@@ -206,13 +191,14 @@ def _print_text(document: Mapping[str, Any]) -> None:
                     "class": metadata["obj_cls"],
                     "family": metadata["family"],
                     "content digest": metadata["content_digest"],
+                    **_encryption(metadata),
                 }
             )
             _print_members(document["members"])
             _print_facts(metadata["facts"])
             _print_graphs(document["graphs"])
         case "jmir":
-            _print_pipeline(document["pipeline"], document["content_digest"])
+            _print_pipeline(document)
             _print_members(document["members"])
         case "repository":
             for pipeline in document["pipelines"]:
@@ -269,14 +255,31 @@ def _graph_rows(graph: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield (*head, "", "", "", "")
 
 
-def _print_pipeline(pipeline: Mapping[str, Any], content_digest: str) -> None:
+def _encryption(metadata: Mapping[str, Any]) -> dict[str, str]:
+    encryption = metadata.get("encryption")
+    return {} if encryption is None else {"encrypted": f"key {encryption['key_id']}"}
+
+
+def _print_pipeline(document: Mapping[str, Any]) -> None:
+    metadata, pipeline = document["metadata"], document["pipeline"]
+    language = {} if pipeline is None else {"language": pipeline["language_code"]}
     print_pairs(
         {
-            "pipeline": pipeline["name"],
-            "kind": pipeline["kind"],
-            "language": pipeline["language_code"],
-            "content digest": content_digest,
+            "pipeline": metadata["name"],
+            "kind": metadata["kind"],
+            **language,
+            "content digest": document["content_digest"],
+            **_encryption(metadata),
         }
+    )
+    if pipeline is None:
+        return
+    print_table(
+        ("slot", "family", "class", "content digest"),
+        (
+            (slot, m["family"], m["obj_cls"], m["content_digest"][:16])
+            for slot, m in pipeline["models"].items()
+        ),
     )
     print_table(
         ("module", "model", "uses", "batch"),
@@ -298,6 +301,7 @@ def _print_repository(pipeline: Mapping[str, Any]) -> None:
             "kind": pipeline["kind"],
             "GPU target": gpu["name"]
             + (f" (compute capability {capability})" if capability else ""),
+            **_pipeline_digest(pipeline),
         }
     )
     print_table(
@@ -308,6 +312,16 @@ def _print_repository(pipeline: Mapping[str, Any]) -> None:
         ),
     )
     print_table(("model",), ((model,) for model in pipeline["models"]))
+    print_table(
+        ("file", "bytes", "sha256"),
+        ((name, f["size"], f["sha256"][:16]) for name, f in pipeline["files"].items()),
+    )
+
+
+def _pipeline_digest(pipeline: Mapping[str, Any]) -> dict[str, str]:
+    """Return what leads to the pipeline's `.jmir`, where its options are."""
+    digest = pipeline.get("pipeline_digest")
+    return {} if digest is None else {"pipeline digest": digest}
 
 
 def _print_members(members: Sequence[Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from jarvis_rules.cli.command import (
     parse_archive,
     parse_key,
     require_one_key,
+    require_writable,
     run_command,
 )
 from jarvis_rules.cli.options import add_options, bind_flags, given_options
@@ -147,11 +148,10 @@ def _build(kind: PipelineKind, arguments: argparse.Namespace) -> int:
     jmir, key = parse_archive(arguments.out)
     key = require_one_key(parse_key(arguments.key), key, str(jmir))
     _require_suffix(jmir, ".jmir", "the output")
+    require_writable(jmir)
     models, model_keys = _models(kind, arguments.sources)
     name = arguments.name or _default_name(kind, given)
-    _, action = build_pipeline(
-        kind.name, name, models, given, jmir, key=key, model_keys=model_keys
-    )
+    _, action = build_pipeline(kind.name, name, models, given, jmir, key=key, model_keys=model_keys)
     if action.spec.confidential:
         talk.warn(f"an encrypted model goes into `{jmir}`, which is not: `{jmir}:KEY` encrypts it")
     for name in kind.without_effect(given):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from jarvis_rules.cli import (
     cache,
+    diff,
     doctor,
     explain,
     families,
@@ -16,6 +17,7 @@ from jarvis_rules.cli import (
     scan,
     serve,
     serving_environment,
+    verify,
 )
 from jarvis_rules.cli.command import ArgumentParser, add_version, run_command
 
@@ -29,6 +31,8 @@ examples:
 _COMMANDS = (
     families,
     inspect,
+    diff,
+    verify,
     scan,
     explain,
     serve,

@@ -17,11 +17,12 @@ from jarvis_rules.cli.command import (
     parse_archive,
     parse_key,
     require_one_key,
+    require_writable,
     run_command,
 )
 from jarvis_rules.cli.options import GROUPS, add_options, bind_flags, given_options
 from jarvis_rules.cli.verbosity import Talk, parse_level
-from jarvis_rules.errors import IntegrityError, UsageError
+from jarvis_rules.errors import IntegrityError, UsageError, did_you_mean
 from jarvis_rules.pipelines.pipeline import Option, parse_options, without_effect
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def _run(argv: Sequence[str]) -> int:
     out, key = parse_archive(arguments.out or str(source))
     key = require_one_key(parse_key(arguments.key), key, str(out))
     archive = _archive(out, source)
+    require_writable(archive)
 
     from jarvis_rules.execution.delivery import Destination
     from jarvis_rules.execution.store import BlobMissingError
@@ -164,11 +166,12 @@ def _source(text: str) -> Path:
             hint="the key that the archive is to be encrypted with is given with `--key`",
         )
     if source.suffix not in (".nemo", ".tlt"):
+        near = did_you_mean(source.name, [path.name for path in source.parent.glob("*.nemo")])
         raise UsageError(
             "expected a `.nemo` checkpoint",
             slug="file.suffix",
             where=str(source),
-            hint="name a file that NeMo's `model.save_to` wrote",
+            hint=near or "name a file that NeMo's `model.save_to` wrote",
         )
     return source
 

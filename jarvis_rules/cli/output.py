@@ -27,7 +27,6 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, gap: bool = True) -> None:
     """Print a table, behind an empty line if there is a `gap`; nothing where there are no rows."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -38,19 +37,39 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, gap: b
         table.add_row(*map(printable, row))
     if not table.row_count:
         return
-    # A pipe has no width: nothing may be folded for whoever reads it.
+    console = _console()
+    with console.capture() as captured:
+        console.print(table)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    print(*([""] if gap else []), *lines, sep="\n")  # noqa: T201
+
+
+def print_marked(before: str, word: str, style: str, after: str) -> None:
+    """Print a line in which one word has a style where a terminal shows it."""
+    from rich.text import Text
+
+    line = Text(printable(before))
+    line.append(word, style=style)
+    line.append(printable(after))
+    console = _console()
+    with console.capture() as captured:
+        console.print(line, soft_wrap=True)
+    print(captured.get(), end="")  # noqa: T201
+
+
+def _console() -> Any:
+    """Return what renders for stdout: in colour for terminals only, unless `NO_COLOR` is set."""
+    from rich.console import Console
+
     is_terminal = sys.stdout.isatty()
-    console = Console(
+    return Console(
+        # A pipe has no width: nothing may be folded for whoever reads it.
         width=None if is_terminal else 1000,
         color_system="auto" if is_terminal and not os.environ.get("NO_COLOR") else None,
         markup=False,
         highlight=False,
         emoji=False,
     )
-    with console.capture() as captured:
-        console.print(table)
-    lines = (line.rstrip() for line in captured.get().splitlines())
-    print(*([""] if gap else []), *lines, sep="\n")  # noqa: T201
 
 
 def printable(value: object) -> str:

@@ -16,12 +16,12 @@ from yaml.nodes import MappingNode, Node
 
 from jarvis_rules.core.digest import Digest, digest_bytes
 from jarvis_rules.formats.tar import quoted
+from jarvis_rules.formats.yaml_loader import LimitedLoader
 
 MANIFEST = "manifest.yaml"
 MAC = "manifest.mac"
 ARCHIVE_VERSION = 1
-MAX_MANIFEST_SIZE = 16 << 20
-_MAX_DEPTH = 64
+MAX_MANIFEST_SIZE = 8 << 20
 # What results depend on: everything else in `metadata` is for people or follows from these.
 CONTENT_METADATA = ("facts", "family", "full_precision", "graphs", "kind", "name", "obj_cls")
 
@@ -123,23 +123,17 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> Node:
 _ManifestDumper.add_representer(str, _represent_text)
 
 
-class _ManifestLoader(yaml.SafeLoader):
+class _ManifestLoader(LimitedLoader):
     """Builds plain values, and refuses what a manifest has no use for.
 
     An alias can expand without bound, a tag can name a type, and of two equal keys one is lost.
     """
 
-    depth = 0
-
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """Compose one node that is of a plain type and not nested too deep."""
+        """Compose one node that is of a plain type."""
         if self.check_event(AliasEvent):
             raise self.problem("an alias")
-        self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise self.problem(f"nested more than {_MAX_DEPTH} deep")
         node = super().compose_node(parent, index)
-        self.depth -= 1
         if node is not None and node.tag not in _PLAIN_TAGS:
             raise self.problem(f"the tag {quoted(node.tag)}")
         if isinstance(node, MappingNode):
@@ -147,11 +141,6 @@ class _ManifestLoader(yaml.SafeLoader):
             if len(keys) != len(node.value) or len({*keys}) != len(keys):
                 raise self.problem("a key that is no text, or the same key twice")
         return node
-
-    def problem(self, text: str) -> yaml.MarkedYAMLError:
-        """Return the error for what stands before the next event."""
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        return yaml.MarkedYAMLError(problem=text, problem_mark=mark)
 
 
 _TAG = "tag:yaml.org,2002:"

@@ -25,6 +25,7 @@ Bytes = bytes | memoryview
 MAX_PICKLE_SIZE = 32 << 20
 MAX_OPCODES = 2_000_000  # some 30 per tensor
 MAX_INTEGER_BITS = 128
+MAX_NAME_LENGTH = 1024  # of a function or class with its module
 MAX_DIMENSIONS = 32
 MAX_ENTRIES = 200_000
 MAX_INFLATED_SIZE = 1 << 30  # torch stores its entries; only a re-packed file is compressed
@@ -229,7 +230,7 @@ class _Zip:
         unknown = (0, 0xFFFFFFFF) if local[1] & 8 else (0xFFFFFFFF,)
         sums = zip(local[3:6], (crc, packed, size), strict=True)
         if any(a != b and a not in unknown for a, b in sums):
-            raise _refused("zip", f"the sizes or CRC-32 of {quoted(name)} differ in its two headers")
+            raise _refused("zip", f"the two headers of {quoted(name)} differ in size or CRC-32")
         entry = _Entry(header, start, packed, size, crc, method == 8)
         return name, entry, after + comment_size
 
@@ -500,6 +501,11 @@ class _Machine:
             target[key] = value
 
     def symbol(self, module: object, name: object) -> None:
+        # Names that are made of names, or of long texts, would grow without bound.
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError(f"it imports {_short(name)} from {_short(module)}")
+        if len(module) + len(name) > MAX_NAME_LENGTH:
+            raise ValueError(f"it imports a name of {len(module) + len(name)} characters")
         symbol = _Symbol(f"{module}.{name}")
         if symbol.name not in KNOWN_CALLABLES:
             self.foreign = self.foreign or symbol
@@ -508,6 +514,7 @@ class _Machine:
     def reduce(self, function: object, arguments: object, *keywords: object) -> None:
         if not isinstance(arguments, tuple):
             raise TypeError(f"it calls {_short(function)} with {_short(arguments)}")
+        self.spend(len(arguments))  # one long tuple can be the arguments of many calls
         self.call(function, *arguments, *filter(None, keywords))
 
     def call(self, function: object, *arguments: object) -> None:

@@ -51,7 +51,7 @@ def _metadata_fault(
         return f"manifest.yaml has no metadata `{name}`"
     got = metadata[name]
     same = got is expected if isinstance(got, bool) else expected is None or str(got) == expected
-    return None if same else f"manifest.yaml has the metadata `{name}: {got}`, not `{expected}`"
+    return None if same else f"manifest.yaml says `{name}`: {quoted(str(got))}, not `{expected}`"
 
 
 def _version_fault(schema: ArchiveSchema, version: object) -> str | None:
@@ -60,7 +60,7 @@ def _version_fault(schema: ArchiveSchema, version: object) -> str | None:
     minimum = schema.min_nemo_version
     if found is None or minimum is None or _release(found[0]) >= _release(minimum):
         return None
-    return f"the checkpoint is of NeMo {version}, older than {minimum}"
+    return f"the checkpoint is of NeMo {quoted(str(version))}, older than {minimum}"
 
 
 def _release(text: str) -> tuple[int, ...]:
@@ -147,8 +147,11 @@ def _look_up(document: Any, dotted: str) -> tuple[bool, Any]:
 
 
 def _dotted_keys(document: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the keys that may be suggested: those that print safely."""
     keys = []
     for key, value in document.items():
+        if not str(key).isprintable():
+            continue
         keys.append(f"{prefix}{key}")
         if isinstance(value, Mapping):
             keys += _dotted_keys(value, f"{prefix}{key}.")

@@ -25,7 +25,7 @@ PIPELINE_NODE = "pipeline"
 CALLS = "calls"
 """The parameter of a backend that names the module which it calls by itself."""
 
-MAX_PIPELINE_SIZE = 1 << 20
+MAX_PIPELINE_SIZE = 512 << 10
 Scalar = str | int | float | bool | None
 Origin = Literal["default", "derived", "given", "no-effect"]
 

@@ -6,11 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
-from yaml.composer import Composer
 from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -19,12 +18,12 @@ from jarvis_rules.errors import IntegrityError, did_you_mean
 from jarvis_rules.formats import eff
 from jarvis_rules.formats.checkpoint import Array, read_checkpoint
 from jarvis_rules.formats.tar import TarArchive, TarMember, open_tar, quoted, release_pages
+from jarvis_rules.formats.yaml_loader import MAX_DEPTH, LimitedLoader
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
 MAX_CONFIG_SIZE = 4 << 20
 MAX_CONFIG_NODES = 1_000_000  # counted as if every alias were written out
-MAX_CONFIG_DEPTH = 64
 MAX_NUMBER_LENGTH = 64
 MAX_ARTIFACT_SIZE = 1 << 30
 
@@ -260,38 +259,18 @@ def _refused(name: str, message: str, where: str, hint: str | None = None) -> In
     return IntegrityError(message, slug=f"nemo.{name}", hint=hint, where=where)
 
 
-if TYPE_CHECKING:
-    _FastLoader = yaml.SafeLoader
-elif yaml.__with_libyaml__:
-
-    class _FastLoader(Composer, yaml.CSafeLoader):
-        """libyaml's scanner with the composer in Python, where nesting can be counted."""
-
-        def __init__(self, text):  # noqa: ANN001, ANN204
-            yaml.CSafeLoader.__init__(self, text)
-            Composer.__init__(self)
-
-else:
-    _FastLoader = yaml.SafeLoader
-
-
-class _ConfigLoader(_FastLoader):
+class _ConfigLoader(LimitedLoader):
     """Builds plain values and refuses what a configuration has no use for."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.depth = 0
         self.extents: dict[Node, tuple[int, int]] = {}  # expanded count of nodes, and depth
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         """Compose one node, its nesting and size counted through aliases."""
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         is_alias = self.check_event(AliasEvent)
-        self.depth += 1
-        if self.depth > MAX_CONFIG_DEPTH:
-            raise _problem(f"nested more than {MAX_CONFIG_DEPTH} deep", mark)
         node = super().compose_node(parent, index)
-        self.depth -= 1
         if is_alias and node not in self.extents:
             raise _problem("an alias holds itself", mark)
         if node is not None and not is_alias:
@@ -316,7 +295,7 @@ class _ConfigLoader(_FastLoader):
         extents = [self.extents[child] for child in children]
         count = 1 + sum(count for count, _ in extents)
         depth = 1 + max((depth for _, depth in extents), default=0)
-        if count > MAX_CONFIG_NODES or depth > MAX_CONFIG_DEPTH:
+        if count > MAX_CONFIG_NODES or depth > MAX_DEPTH:
             raise _problem(f"aliases expand to {count} values, {depth} deep", node.start_mark)
         return count, depth
 

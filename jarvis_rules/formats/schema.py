@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from jarvis_rules.errors import IntegrityError
 
 PACKAGE_DATA = ("schemas/*.json",)
+_MAX_FAULTS = 1000
 
 
 @functools.cache
@@ -43,7 +45,8 @@ def validate(document: Any, schema: str, where: str) -> None:
     from jsonschema.exceptions import best_match
 
     try:
-        fault = best_match(_validator(schema).iter_errors(document))
+        # A large document can have a fault in every place.
+        fault = best_match(itertools.islice(_validator(schema).iter_errors(document), _MAX_FAULTS))
     except RecursionError:
         location, message = "the document", "it is nested too deep"
     else:

@@ -74,9 +74,13 @@ class SealedArchive:
             if other := self._other_owner(name, 0):
                 raise self._exchanged(name, other)
             shown = f"the encrypted member {quoted(name)} has {found} bytes, expected "
-            slug = "truncated" if found < member.stored_size else "extended"
-            what = "its end is missing" if found < member.stored_size else "something was added"
-            raise self._error(slug, f"{shown}{member.stored_size}: {what}", _ASK)
+            is_short = found < member.stored_size
+            what = "its end is missing" if is_short else "something was added"
+            raise self._error(
+                "truncated" if is_short else "extended",
+                f"{shown}{member.stored_size}: {what}",
+                _ASK,
+            )
 
     def _check_container(self) -> None:
         """Refuse a container that the writer would not have made."""

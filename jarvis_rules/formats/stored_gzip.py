@@ -28,6 +28,7 @@ _TRAILER = struct.Struct("<II")
 # Ends of members and what lies between them: a file with more short blocks is not of ours.
 _MAX_SHORT_BLOCKS = 3 * 2048
 _COPY = 1 << 30
+_RESIDENT = 32 << 20
 
 
 class StoredGzipWriter:
@@ -113,6 +114,7 @@ class StoredGzip:
         self._begins = begins  # of each block: where its first byte stands in the content
         self._starts = starts  # and in the file
         self._size = size
+        self._touched = 0
 
     def __len__(self) -> int:
         return self._size
@@ -128,8 +130,14 @@ class StoredGzip:
         while start < end:
             begin, stop = self._begins[block], self._block_end(block)
             at = self._starts[block] + start - begin
-            yield view[at : at + min(end, stop) - start]
-            start, block = min(end, stop), block + 1
+            piece = view[at : at + min(end, stop) - start]
+            start, block = start + len(piece), block + 1
+            self._touched += len(piece)
+            if self._touched > _RESIDENT:
+                # What was read stays in the page cache; this process need not hold it.
+                self._data.madvise(mmap.MADV_DONTNEED)
+                self._touched = 0
+            yield piece
 
     def _block_end(self, block: int) -> int:
         return self._begins[block + 1] if block + 1 < len(self._begins) else self._size
@@ -162,11 +170,8 @@ def read_stored(data: mmap.mmap, file: int) -> StoredGzip | None:
     """
     if data[: len(HEADER)] != HEADER:
         return None
-    if len(data) > CHECKED_SIZE:
-        data.madvise(mmap.MADV_RANDOM)  # else the kernel reads what lies between the headers too
     begins, starts = array("Q"), array("Q")
-    size = _find_blocks(data, begins, starts)
-    data.madvise(mmap.MADV_NORMAL)
+    size = _find_blocks(file, len(data), begins, starts)
     if size is None:
         return None
     crc, stated = _TRAILER.unpack_from(data, len(data) - _TRAILER.size)
@@ -175,22 +180,25 @@ def read_stored(data: mmap.mmap, file: int) -> StoredGzip | None:
     return stored if is_checked and stated == size & 0xFFFFFFFF else None
 
 
-def _find_blocks(data: mmap.mmap, begins: array[int], starts: array[int]) -> int | None:
+def _find_blocks(file: int, length: int, begins: array[int], starts: array[int]) -> int | None:
     """Add where each block begins in the content and in the file; return the content's size.
 
     None where there is anything else than stored blocks up to the trailer, or too many of them.
     """
+    # Through the mapping, the kernel would show us, and perhaps read, all that lies between.
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
     at, size, final, short = len(HEADER), 0, 0, 0
-    end, unpack = len(data) - _TRAILER.size, _BLOCK_HEADER.unpack_from
+    end = length - _TRAILER.size
     while not final and at + _BLOCK_HEADER.size <= end:
-        final, length, inverse = unpack(data, at)
-        short += length != MAX_BLOCK
-        if final > 1 or not length or length ^ inverse != MAX_BLOCK or short > _MAX_SHORT_BLOCKS:
+        final, block, inverse = _BLOCK_HEADER.unpack(os.pread(file, _BLOCK_HEADER.size, at))
+        short += block != MAX_BLOCK
+        if final > 1 or not block or block ^ inverse != MAX_BLOCK or short > _MAX_SHORT_BLOCKS:
             return None
         at += _BLOCK_HEADER.size
         begins.append(size)
         starts.append(at)
-        at, size = at + length, size + length
+        at, size = at + block, size + block
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_NORMAL)
     return size if final and at == end else None
 
 

@@ -173,6 +173,7 @@ class Refusals:
     kind: str
 
     def __call__(self, name: str, message: str) -> IntegrityError:
+        """Return the error."""
         hint = _HINTS.get(name, _REPACK)
         return IntegrityError(message, slug=f"{self.kind}.{name}", hint=hint, where=str(self.path))
 
@@ -279,6 +280,7 @@ class TarListing:
         raise self.refuse("too-many-members", f"holds more than {MAX_HEADERS} headers")
 
     def truncated(self, place: str) -> IntegrityError:
+        """Return the error for a tar that breaks off in a place."""
         return self.refuse("truncated", f"breaks off at byte {len(self.data)}, {place}")
 
     def check_checksum(self, header: bytes, at: int) -> None:

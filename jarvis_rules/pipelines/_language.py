@@ -226,11 +226,18 @@ def _check_facts(task: Task, facts: Mapping[str, Any]) -> None:
 
 
 def _are_tensors(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(tensor, Mapping)
-        and {"name", "shape"} <= tensor.keys()
-        and tensor.get("dtype") in _TRITON_TYPES
-        for tensor in value
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(tensor, Mapping) and _is_tensor(tensor) for tensor in value)
+    )
+
+
+def _is_tensor(value: Mapping[str, Any]) -> bool:
+    return (
+        isinstance(value.get("name"), str)
+        and isinstance(value.get("shape"), list)
+        and value.get("dtype") in _TRITON_TYPES
     )
 
 

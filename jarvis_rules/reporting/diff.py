@@ -8,7 +8,7 @@ depends on nothing but the two contents.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ from jarvis_rules.formats.nemo import CONFIG, WEIGHTS, NemoArchive, load_config,
 from jarvis_rules.formats.tar import quoted
 from jarvis_rules.reporting.diff_repositories import add_repository_changes
 from jarvis_rules.reporting.graph_files import graph_members, open_graph
-from jarvis_rules.reporting.subject import Subject
+from jarvis_rules.reporting.safetensors_files import open_safetensors
+from jarvis_rules.reporting.subject import Subject, reading
 from jarvis_rules.reporting.tensor_changes import Weights, add_weight_changes
 from jarvis_rules.reporting.value_changes import Tally, add_changes, kind_of_change, short_json
 
@@ -53,13 +54,14 @@ def diff_subjects(before: Subject, after: Subject) -> dict[str, Any]:
             hint="compare two of one format: export the checkpoint, or build the pipeline, first",
         )
     found = Differences()
-    match before.format:
-        case "nemo":
-            _diff_checkpoints(before, after, found)
-        case "ejrvs" | "jmir":
-            _diff_archives(before, after, found)
-        case "repository":
-            add_repository_changes(before.path, after.path, found.members, found.values)
+    with reading(before):
+        match before.format:
+            case "nemo":
+                _diff_checkpoints(before, after, found)
+            case "ejrvs" | "jmir":
+                _diff_archives(before, after, found)
+            case "repository":
+                add_repository_changes(before.path, after.path, found.members, found.values)
     return {
         "version": VERSION,
         "format": before.format,
@@ -163,17 +165,10 @@ def _note_encryption(one: Archive, other: Archive, found: Differences) -> None:
         found.notes.append(f"only {quoted(str(which.path))} is encrypted, which is no difference")
 
 
-class _Nowhere:
-    """Where the bytes go that are read to be checked."""
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Take `data` in."""
-
-
 def _verify_members(archive: Archive) -> None:
     """Read everything: two archives are not equal because their manifests say so."""
     for name in archive.manifest.files:
-        archive.copy_to(name, _Nowhere())
+        archive.copy_to(name, DigestWriter())
 
 
 def _config(archive: Archive) -> dict[str, Any]:
@@ -185,9 +180,6 @@ def _config(archive: Archive) -> dict[str, Any]:
 def _add_pipelines(one: Archive, other: Archive, found: Differences) -> None:
     """Add what differs between two pipeline documents; options as `value (origin)`."""
     mine, theirs = (read_pipeline(archive).to_json() for archive in (one, other))
-    if mine == theirs:
-        found.values.same += 1
-        return
     before, after = _options(mine), _options(theirs)
     for name in sorted({*before, *after}):
         was, now = before.get(name), after.get(name)
@@ -233,26 +225,5 @@ def _add_graphs(one: Archive, other: Archive, found: Differences) -> None:
                 )
             add_weight_changes(found.weights, member, *weights)
     if any(WEIGHTS_MEMBER in archive.manifest.files for archive in (one, other)):
-        with _safetensors(one) as before_weights, _safetensors(other) as after_weights:
+        with open_safetensors(one) as before_weights, open_safetensors(other) as after_weights:
             add_weight_changes(found.weights, WEIGHTS_MEMBER, before_weights, after_weights)
-
-
-@contextlib.contextmanager
-def _safetensors(archive: Archive) -> Iterator[Weights]:
-    """Yield the weights of an archive without graphs, mapped from a temporary file."""
-    import mmap
-    import tempfile
-
-    from jarvis_rules.formats.safetensors_reading import read_safetensors
-
-    if WEIGHTS_MEMBER not in archive.manifest.files:
-        yield {}
-        return
-    with tempfile.TemporaryFile() as file:
-        archive.copy_to(WEIGHTS_MEMBER, file)
-        file.flush()
-        where = f"{archive.path}!{WEIGHTS_MEMBER}"
-        data = b"" if not file.tell() else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        yield read_safetensors(memoryview(data), where)
-
-

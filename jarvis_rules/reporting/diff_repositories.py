@@ -46,7 +46,9 @@ def _files(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def _properties(name: str, path: Path) -> dict[str, Any]:
-    role = "manifest" if name.endswith(MANIFEST_SUFFIX) else "config" if _is_config(name) else "file"
+    role = (
+        "manifest" if name.endswith(MANIFEST_SUFFIX) else "config" if _is_config(name) else "file"
+    )
     return {"role": role, **digest_file(path).to_json()}
 
 

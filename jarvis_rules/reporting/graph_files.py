@@ -21,7 +21,7 @@ from jarvis_rules.formats.tar import quoted
 if TYPE_CHECKING:
     from jarvis_rules.formats.checkpoint import Array
 
-SUFFIX = ".onnx"
+_WEIGHTS_SUFFIX = ".onnx.data"
 _HINT = "make the archive again; if it stays, report the model's family"
 _DTYPES = {"float": "float32", "double": "float64"}
 
@@ -53,13 +53,16 @@ class GraphFile:
         wiring = b"".join(part.SerializeToString(deterministic=True) for part in parts)
         sides = {
             side: {
-                tensor["name"]: f"{tensor['dtype']} {tensor['shape']}" for tensor in self.tensors()[i]
+                tensor["name"]: f"{tensor['dtype']} {tensor['shape']}"
+                for tensor in self.tensors()[i]
             }
             for i, side in enumerate(("inputs", "outputs"))
         }
         return {
             "ir_version": self.model.ir_version,
-            "opsets": {entry.domain or "ai.onnx": entry.version for entry in self.model.opset_import},
+            "opsets": {
+                entry.domain or "ai.onnx": entry.version for entry in self.model.opset_import
+            },
             **sides,
             "nodes": dict(Counter(node.op_type for node in graph.node)),
             "wiring": digest_bytes(wiring).sha256[:16],
@@ -89,7 +92,7 @@ class GraphWeights:
         return len(self._tensors)
 
     def __getitem__(self, name: str) -> Array:
-        """Return a weight; IntegrityError `graph.unreadable` where its bytes are not its shape's."""
+        """Return a weight; IntegrityError `graph.unreadable` where its bytes do not fit."""
         import numpy as np
         from onnx import TensorProto, numpy_helper
 
@@ -159,7 +162,7 @@ def _locations(model: Any) -> set[str]:
 
 
 def _is_name(location: str) -> bool:
-    return location not in ("", ".", "..", "model.onnx") and "/" not in location
+    return location.endswith(_WEIGHTS_SUFFIX) and "/" not in location
 
 
 def check_graph(graph: GraphFile) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jarvis_rules.errors import UsageError, did_you_mean
 from jarvis_rules.formats.key_source import Key, parse_file_and_key
+from jarvis_rules.formats.tar import unreadable
 from jarvis_rules.triton.publish import MANIFEST_SUFFIX
 
 Format = Literal["nemo", "ejrvs", "jmir", "repository"]
@@ -66,3 +69,12 @@ def _require_repository(path: Path) -> None:
             where=str(path),
             hint="`scons deploy` makes one at out/<gpu>/models",
         )
+
+
+@contextlib.contextmanager
+def reading(subject: Subject) -> Iterator[None]:
+    """Turn what the system refuses into UsageError, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(Path(error.filename or subject.path), error) from error

@@ -108,9 +108,10 @@ def value_changes(section: str, before: Any, after: Any) -> Iterator[ValueChange
         if not mine and not theirs:
             yield None if _same(one, other) else ValueChange(section, path, *_texts(one, other))
             continue
-        if not mine and one is not _ABSENT:
+        # An empty tree has no path to be shown under.
+        if path and not mine and one is not _ABSENT:
             yield ValueChange(section, path, *_texts(one, _ABSENT))
-        if not theirs and other is not _ABSENT:
+        if path and not theirs and other is not _ABSENT:
             yield ValueChange(section, path, *_texts(_ABSENT, other))
         keys = sorted({**mine, **theirs}, key=_order, reverse=True)
         pending += [

@@ -19,8 +19,9 @@ from .parameters import Parameters
 from .serving import Answer, answer_together, check_tensors, input_texts
 from .wordpiece import WordPiece
 
-LARGEST_TEXT = 4096
-"""Rows of one item: what a request may ask of the server."""
+MOST_ROWS = 4096
+LONGEST_TEXT = 1 << 22
+"""Rows of one item, and characters of a text: what a request may ask of the server."""
 
 
 class Prepared(Protocol):
@@ -85,6 +86,12 @@ class LanguageModule(ABC):
         columns = [input_texts(request, name) for name in self.inputs]
         if len({len(column) for column in columns}) > 1:
             raise ValueError("inputs must have the same batch size")
+        for name, column in zip(self.inputs, columns, strict=True):
+            for item, text in enumerate(column):
+                if len(text) > LONGEST_TEXT:
+                    raise ValueError(
+                        f"item {item}: `{name}` has {len(text)} characters, at most {LONGEST_TEXT}"
+                    )
         return list(zip(*columns, strict=True))
 
     def _answer(self, requests: list[list[tuple[str, ...]]]) -> list[Answer | Exception]:
@@ -113,10 +120,8 @@ class LanguageModule(ABC):
 def _checked(item: Any) -> Prepared:
     if isinstance(item, ValueError):
         raise item
-    if len(item.rows) > LARGEST_TEXT:
-        raise ValueError(
-            f"the text needs {len(item.rows)} windows, at most {LARGEST_TEXT}: divide it"
-        )
+    if len(item.rows) > MOST_ROWS:
+        raise ValueError(f"the text needs {len(item.rows)} windows, at most {MOST_ROWS}: divide it")
     prepared: Prepared = item
     return prepared
 

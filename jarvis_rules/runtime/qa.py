@@ -91,6 +91,8 @@ class TritonPythonModel(LanguageModule):
         if not text.strip():
             return ValueError("`QUESTION` is empty")
         try:
-            return prepare_question(self.tokenizer, context, words, question, tokens, self._settings)
+            return prepare_question(
+                self.tokenizer, context, words, question, tokens, self._settings
+            )
         except ValueError as error:
             return error

@@ -20,6 +20,7 @@ from jarvis_rules.formats.checkpoint import (
     KNOWN_CALLABLES,
     LEGACY_MAGIC,
     MAX_INTEGER_BITS,
+    MAX_NAME_LENGTH,
     MAX_OPCODES,
     MAX_PICKLE_SIZE,
 )
@@ -219,7 +220,7 @@ class PickleWalker:
     def symbol(self, module: object, name: object) -> None:
         """Push a function or class."""
         if isinstance(module, str) and isinstance(name, str):
-            text = f"{module}.{name}"
+            text = f"{module[:MAX_NAME_LENGTH]}.{name[:MAX_NAME_LENGTH]}"
             symbol = _Name(text, self.at, text in KNOWN_CALLABLES)
             if not symbol.is_harmless:
                 self.foreign.append(symbol)

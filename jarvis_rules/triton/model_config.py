@@ -17,16 +17,15 @@ def render_config(config: Any) -> bytes:
     return (_HEADER + text_format.MessageToString(config, as_utf8=True)).encode()
 
 
-def backend_config(module: Module, models: Mapping[str, str]) -> Any:
+def backend_config(module: Module, called: str | None = None) -> Any:
     """Return the configuration of a module that one of our backends runs: a `python` model.
 
-    `models` gives the served name of each module: in the parameter `calls` a pipeline names a
-    module, and the server must know its model.
+    `called` is the served name of the module that it calls: the pipeline names the module.
     """
     config = _module_config(module, module.model)
     config.backend = "python"
-    if module.calls is not None:
-        config.parameters[CALLS].string_value = models[module.calls]
+    if called is not None:
+        config.parameters[CALLS].string_value = called
     return config
 
 

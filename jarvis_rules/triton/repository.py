@@ -85,8 +85,8 @@ def compose_repository(pipeline: Pipeline, engines: Mapping[str, EngineFile]) ->
         if module.engine is not None:
             _add_engine(files, module, model, engines[module.engine])
         elif module.backend is not None:
-            _check_call(module, models)
-            _add_backend(files, module, models, module.backend)
+            called = _called_model(module, models)
+            _add_backend(files, module, model, module.backend, called)
         for name, member in module.files.items():
             path = f"{model}/{VERSION}/{name}"
             if path in files.data or path in files.paths:
@@ -141,19 +141,21 @@ def _compatible(
     return all(-1 in pair or pair[0] == pair[1] for pair in zip(found[1], expected[1], strict=True))
 
 
-def _check_call(module: Module, models: Mapping[str, str]) -> None:
-    if module.calls is not None and module.calls not in models:
+def _called_model(module: Module, models: Mapping[str, str]) -> str | None:
+    if module.calls is None:
+        return None
+    if module.calls not in models:
         raise _refused("unknown-call", f"calls `{module.calls}`, which is no module", module)
+    return models[module.calls]
 
 
 def _add_backend(
-    files: RepositoryFiles, module: Module, models: Mapping[str, str], backend: str
+    files: RepositoryFiles, module: Module, model: str, backend: str, called: str | None
 ) -> None:
-    model = models[module.name]
     source = _RUNTIME / f"{backend}.py"
     if not source.is_file() or b"class TritonPythonModel" not in source.read_bytes():
         raise _refused("unknown-backend", f"there is no backend `{backend}`", module)
-    files.data[f"{model}/config.pbtxt"] = render_config(backend_config(module, models))
+    files.data[f"{model}/config.pbtxt"] = render_config(backend_config(module, called))
     shim = _SHIM.format(package=_CARRIED, module=backend)
     files.data[f"{model}/{VERSION}/model.py"] = shim.encode()
     folder = f"{model}/{VERSION}/{_CARRIED}"

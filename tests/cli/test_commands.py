@@ -114,11 +114,35 @@ def test_nemo2jarvis_out(run, out, written):
     assert (run.folder / written).is_file()
 
 
-@pytest.mark.parametrize("arguments", [("--out", "a.ejrvs:key", "tiny.nemo"), ("tiny.nemo:key",)])
-def test_nemo2jarvis_refuses_a_key_that_it_would_drop(run, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "code", "slug"),
+    [
+        (("tiny.nemo:key",), 3, "encryption.not-encrypted"),
+        (("--out", "a.ejrvs:", "tiny.nemo"), 2, "key.empty"),
+        (("--out", "a.ejrvs:a", "--key", "b", "tiny.nemo"), 2, "key.contradiction"),
+        (("--key", "tiny.nemo", "tiny.nemo"), 2, "key.file-name"),
+        (("model.etlt:tlt_encode",), 3, "encryption.nvidia"),
+    ],
+)
+def test_nemo2jarvis_refuses_a_key_that_it_would_drop(run, arguments, code, slug):
+    (run.folder / "model.etlt").write_bytes(b"\x05\0\0\0input" + bytes(range(99)))
     done = run("nemo2jarvis", *arguments)
-    assert (done.returncode, "[key.planned]" in done.stderr) == (2, True)
+    assert (done.returncode, f"[{slug}]" in done.stderr) == (code, True), done.stderr
     assert not list(run.folder.glob("*.ejrvs*"))
+
+
+@pytest.mark.parametrize("arguments", [("--out", "tiny.ejrvs:k"), ("--key", "k"), ("--key=env:K",)])
+def test_the_whole_way_with_a_key(run, monkeypatch, arguments):
+    monkeypatch.setenv("K", "k")
+    assert run("nemo2jarvis", *arguments, "tiny.nemo").returncode == 0
+    build = ("jarvis-build", "speech_recognition")
+    assert run(*build, "t.jmir", "tiny.ejrvs", "--name=t").returncode == 3
+    assert run(*build, "t.jmir:l", "tiny.ejrvs:env:K", "--name=t", "--offline").returncode == 0
+    for key, slug in (("", "missing-key"), (":env:K", "wrong-key")):
+        done = run("jarvis-deploy", "--gpu", "cpu", f"t.jmir{key}", "models")
+        assert (done.returncode, f"[encryption.{slug}]" in done.stderr) == (3, True), done.stderr
+    assert run("jarvis-deploy", "--gpu", "cpu", "--key", "l", "t.jmir", "models").returncode == 0
+    assert (run.folder / "models/t/config.pbtxt").is_file()
 
 
 # Anything that is no archive or not what it says ends in 3, an unknown class in 1.
@@ -145,13 +169,13 @@ def test_hostile_checkpoints(run, name):
         ("nemo2jarvis", ("",), 2, "[usage]"),
         ("nemo2jarvis", ("tiny.txt",), 2, "[file.suffix]"),
         ("nemo2jarvis", (), 2, "error: the following arguments are required: source [usage]"),
-        ("nemo2jarvis", ("--otu", "x", "tiny.nemo"), 2, "hint: did you mean `--out`?"),
+        ("nemo2jarvis", ("--otu", "x", "tiny.nemo"), 2, "hint: did you mean `--out`"),
         ("jarvis-build", (), 2, "error: no pipeline given [usage]"),
         ("jarvis-build", ("speech", "o.jmir", "i.ejrvs"), 2, "error: unknown pipeline `speech`"),
         ("jarvis-build", ("speech_recognition", "o.jmir", "tiny.nemo"), 2, "[file.suffix]"),
         ("jarvis-build", ("speech_recognition", "o.jmir", "no.ejrvs"), 2, "[file.missing]"),
         ("jarvis-build", ("speech_recognition", "o.jmir", "a.ejrvs", "b"), 2, "[pipeline.models]"),
-        ("jarvis-build", ("speech_recognition", "o.jmir:key", "a.ejrvs"), 2, "[key.planned]"),
+        ("jarvis-build", ("speech_recognition", "o.jmir:", "a.ejrvs"), 2, "[key.empty]"),
         ("jarvis-deploy", ("tiny.jmir",), 2, "error: the following arguments are required: DIR"),
         ("jarvis-deploy", ("a.jmir", "b.jmir"), 2, "[usage]"),
         ("jarvis-deploy", ("a.jmir", "models", "--gpu", "a1000"), 2, "did you mean `a100`"),

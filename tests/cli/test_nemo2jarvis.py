@@ -344,7 +344,7 @@ def test_a_version_is_compared_as_text(model):
     Path("s.yaml").write_text(SCHEMA.replace("1.1", "1.100"))
     done = model("nemo2jarvis", "--validate", "--schema", "s.yaml", "model.nemo")
     assert done.code == 3
-    assert "the checkpoint is of NeMo 1.23.0, older than 1.100" in done.stderr
+    assert "the checkpoint is of NeMo `1.23.0`, older than 1.100" in done.stderr
 
 
 def test_a_failed_validation_fails(model):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fuzz import mutations
 from fuzz.mutations import Mutation
+
 from jarvis_rules.errors import JarvisError
 from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.archive_writing import Member, write_archive

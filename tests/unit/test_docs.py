@@ -16,7 +16,7 @@ import pytest
 
 import jarvis_rules
 from jarvis_rules.core.gpus import load_gpus
-from jarvis_rules.pipelines.speech_recognition import PIPELINE
+from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names
 
 PACKAGE = Path(jarvis_rules.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -210,9 +210,10 @@ def first_column(document: Path, heading: str) -> list[str]:
         ("Planned", "planned"),
     ],
 )
-def test_options_of_speech_recognition_are_documented(heading, effect):
-    document = DOCS / "reference" / "speech_recognition.md"
-    options = [option.name for option in PIPELINE.options if option.effect == effect]
+@pytest.mark.parametrize("kind", pipeline_names())
+def test_options_of_pipelines_are_documented(kind, heading, effect):
+    document = DOCS / "reference" / f"{kind}.md"
+    options = [option.name for option in find_pipeline(kind).options if option.effect == effect]
     assert first_column(document, heading) == options
 
 

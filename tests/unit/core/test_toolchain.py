@@ -19,6 +19,7 @@ from jarvis_rules.core.registry import entry_modules, entry_names
 GOLDEN = Path(__file__).parents[2] / "keys" / "closures.json"
 ROOT = Path(jarvis_rules.__file__).parent
 EXTRA = {
+    "archive_validate": (),
     "nemo_export": entry_modules("jarvis_rules.exporters"),
     "jmir_build": ("jarvis_rules.pipelines.speech_recognition",),
     "engine_build": ("jarvis_rules.engines.onnxruntime",),
@@ -101,6 +102,7 @@ def test_install_path_and_unrelated_modules_do_not_count(package):
         ("runtime/ctc_greedy.py", {"repository_assemble"}),
         ("engines/onnxruntime.py", {"engine_build", "repository_assemble"}),
         ("formats/schemas/pipeline.schema.json", set(EXTRA)),
+        ("formats/archive_schemas/QAModel.yaml", {"archive_validate"}),
         ("gpus.toml", set()),
     ],
 )

@@ -211,8 +211,8 @@ def without(config, section, key):
 
 FAULTS = [
     ("metadata: [obj_cls: my.models.TextModle]", "the class is `nemo.collections.nlp.models.Text"),
-    ("metadata: [min_nemo_version: 1.230]", "the checkpoint is of NeMo 1.23.0, older than 1.230"),
-    ("metadata: [runtime: TorchScript]", "the metadata `runtime: ONNX`, not `TorchScript`"),
+    ("metadata: [min_nemo_version: 1.230]", "the checkpoint is of NeMo `1.23.0`, older than 1.230"),
+    ("metadata: [runtime: TorchScript]", "manifest.yaml says `runtime`: `ONNX`, not `TorchScript`"),
     ("metadata: [licence: free]", "manifest.yaml has no metadata `licence`"),
     ("metadata: [encryption: True]", "the archive is not encrypted: give a `--key`"),
     ("file_properties: [vocab.tx]", "no member `vocab.tx`; did you mean `vocab.txt`?"),
@@ -263,6 +263,14 @@ def test_an_encrypted_archive_is_checked_with_its_key(tmp_path):
     text = JARVIS.replace("encrypted: False", "encrypted: True")
     assert faults(path, text, key) == []
     assert faults(path, JARVIS, key) == ["`model_graph.onnx` is encrypted"]
+
+
+def test_nothing_of_an_archive_reaches_a_terminal_as_it_is(tmp_path):
+    path = archive(tmp_path, config={"\x1b[2Jab": {"c": "\x1b[2J"}}, nemo_version="1\x1b[2J")
+    text = "metadata: [min_nemo_version: 2]\nfile_content: [model_config.yaml: [ab]]"
+    found = faults(path, text)
+    assert len(found) == 2
+    assert all(fault.isprintable() for fault in found)
 
 
 def test_a_configuration_that_cannot_be_read_is_a_fault(tmp_path):

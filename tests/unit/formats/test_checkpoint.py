@@ -491,6 +491,8 @@ def test_refuses_overlapping_entries() -> None:
     data = bytearray(packed(pickled({"a": tensor()}), {"0": SIX.tobytes(), "1": SIX.tobytes()}))
     second = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
     data[second + 20 : second + 28] = struct.pack("<2I", 40, 40)
+    local = data.index(b"PK\3\4", data.index(b"PK\3\4") + 1)
+    data[local + 18 : local + 26] = struct.pack("<2I", 40, 40)
     refusal = refused(bytes(data))
     assert refusal.slug == "checkpoint.zip-overlap"
     assert "`archive/data/0` overlaps `archive/data/1`" in refusal.message

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from jarvis_rules.core.events import ActionFinished, ActionStarted
+from jarvis_rules.core.events import ActionFinished, ActionStarted, Notice
 from jarvis_rules.reporting.console import Console
 
 TARGET = "asr[a100]"
@@ -33,6 +33,15 @@ executed JmirBuild asr[a100] 1.2 s
 executed EngineBuild asr[a100] 9.8 s
 note: look here
 """
+
+
+def test_a_quiet_one_leaves_actions_out_and_keeps_notes():
+    stream = io.StringIO()
+    with Console(stream, is_quiet=True) as console:
+        build(console)
+        console.receive(Notice("no sandbox"))
+    assert stream.getvalue() == "note: look here\nnote: no sandbox\n"
+    assert console.summary(1.0).startswith("built 2, cached 1")
 
 
 def test_without_a_terminal_there_are_plain_lines():

@@ -41,7 +41,8 @@ class FakeInferenceRequest:
         try:
             outputs, error = type(self).engine(**self.inputs), None
         except EngineError as fault:
-            outputs, error = {}, types.SimpleNamespace(message=lambda: str(fault))
+            text = str(fault)
+            outputs, error = {}, types.SimpleNamespace(message=lambda: text)
         return types.SimpleNamespace(
             has_error=lambda: error is not None, error=lambda: error, outputs=outputs
         )

@@ -119,6 +119,7 @@ def test_the_lock_pins_hashes_and_names_no_index() -> None:
         "numpy",
         "nvidia-pytriton",
         "onnxruntime",
+        "tokenizers",
     ]
     assert "numpy==1." in text
     assert "://" not in text

@@ -125,6 +125,14 @@ CASES: dict[str, tuple[Edit, list[tuple[str, str]]]] = {
         put("asr", "max_batch_size: 8", "max_batch_size: 8 dynamic_batching { }"),
         [("asr", "config.parse")],
     ),
+    "call of an absent model": (
+        put(
+            "reader",
+            'key: "window_file" value { string_value: "window.npy" }',
+            'key: "calls" value { string_value: "nt" }',
+        ),
+        [("reader", "python.unknown-call")],
+    ),
     "wrong name": (put("reader", '"reader"', '"readr"'), [("reader", "config.name")]),
     "no name": (put("reader", 'name: "reader"', ""), [("reader", "config.name")]),
     "no backend": (

@@ -111,6 +111,7 @@ def replace_module(pipeline, index, **changes):
         (0, {"uses": "backend:absent"}, "unknown-backend", "no backend `absent`"),
         (0, {"uses": "backend:parameters"}, "unknown-backend", "no backend `parameters`"),
         (0, {"uses": "backend:__init__"}, "unknown-backend", "no backend `__init__`"),
+        (0, {"parameters": {"calls": "x"}}, "unknown-call", "calls `x`, which is no module"),
         (0, {"model": "control"}, "duplicate-model", "named `control`"),
         (0, {"model": ENGINE}, "duplicate-model", f"named `{ENGINE}`"),
         (0, {"files": {"model.py": "pipeline.json"}}, "file-clash", "`model.py`"),

@@ -148,6 +148,18 @@ _SHAPES = [
      lambda: checkpoint(_bomb(b"N0", 1_500_000))),
     ("mark_bomb", "300,000 marks", "pickle", "pickle.malformed",
      lambda: checkpoint(_bomb(b"(", 300_000))),
+    ("names_of_names", "a name that is made of names, 100 times over", "pickle", "pickle.malformed",
+     lambda: checkpoint(b"\x80\2" + b"N" * 101 + b"\x93" * 100 + b".")),
+    ("names_of_symbols", "a name that doubles 60 times", "would-execute",
+     "pickle.malformed pickle.import",
+     lambda: checkpoint(b"\x80\2ca\nb\n" + b"q\0h\0\x93" * 60 + b".")),
+    ("name_long", "a thousand names of 16 MiB", "pickle", "pickle.import zip.unused",
+     lambda: checkpoint(b"\x80\2" + text("a" * (8 << 20)) + b"q\0h\0" + b"h\0h\0\x93" * 1000
+                        + b".")),
+    ("call_bomb", "200,000 calls with a tuple of 200,000 arguments", "limit", "",
+     lambda: checkpoint(b"\x80\2ctorch._utils\n_rebuild_tensor_v2\nq\0("
+                        + tensor()[len(b"ctorch._utils\n_rebuild_tensor_v2\n(") : -2]
+                        + b"N" * 200_000 + b"tq\1" + b"h\0h\1R0" * 200_000 + b".")),
     ("laughs", "a tuple of 2^60 items", "not-a-state-dict", "", lambda: checkpoint(_laughs())),
     ("deep", "lists 100,000 deep", "not-a-state-dict", "zip.unused",
      lambda: checkpoint(b"\x80\2" + b"]" * 100_000 + b"a" * 99_999 + b".")),
