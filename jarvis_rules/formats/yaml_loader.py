@@ -9,7 +9,7 @@ from yaml.composer import Composer
 from yaml.nodes import Node
 
 MAX_DEPTH = 64
-MAX_NODES = 300_000  # some seconds; the labels of a large vocabulary are a third of it
+MAX_NODES = 200_000  # a second or two; more than the labels of a large vocabulary
 
 if TYPE_CHECKING:
     _Loader = yaml.SafeLoader

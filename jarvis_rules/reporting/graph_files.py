@@ -142,6 +142,9 @@ def open_graph(archive: Archive, member: str) -> Iterator[GraphFile]:
             model = onnx.load_model(str(path), load_external_data=False)
         except (DecodeError, ValueError, RecursionError) as error:
             raise unreadable(where, f"not an ONNX model: {_plain(error)}") from None
+        # Protobuf gives text that is not UTF-8 as bytes.
+        if not all(isinstance(text, str) for text in _texts(model)):
+            raise unreadable(where, "not an ONNX model: a name in it is not UTF-8")
         for location in sorted(_locations(model)):
             beside = str(PurePosixPath(member).with_name(location)) if _is_name(location) else ""
             if beside not in archive.manifest.files:
@@ -149,6 +152,22 @@ def open_graph(archive: Archive, member: str) -> Iterator[GraphFile]:
                 raise IntegrityError(message, slug="graph.weights-file", where=where, hint=_HINT)
             archive.extract(beside, path.with_name(location))
         yield GraphFile(member, where, path, model)
+
+
+def _texts(model: Any) -> Iterator[Any]:
+    """Yield every text of the model that is looked at here."""
+    graph = model.graph
+    for entry in model.opset_import:
+        yield entry.domain
+    for node in graph.node:
+        yield from (node.op_type, node.domain, node.name)
+    for tensor in graph.initializer:
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
 def _locations(model: Any) -> set[str]:

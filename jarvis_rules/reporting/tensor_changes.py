@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jarvis_rules.reporting.value_changes import Tally
+from jarvis_rules.reporting.value_changes import Tally, kind_of_change
 
 if TYPE_CHECKING:
     from jarvis_rules.formats.checkpoint import Array
@@ -43,10 +43,8 @@ def add_weight_changes(tally: Tally, graph: str | None, before: Weights, after: 
         if one is not None and other is not None and is_same(one, other):
             tally.same += 1
             continue
-        tally.add(
-            "added" if one is None else "removed" if other is None else "changed",
-            {"graph": graph, "name": name, **describe_change(one, other)},
-        )
+        change = {"graph": graph, "name": name, **describe_change(one, other)}
+        tally.add(kind_of_change(one, other), change)
 
 
 def describe_change(before: Array | None, after: Array | None) -> dict[str, Any]:
@@ -55,12 +53,11 @@ def describe_change(before: Array | None, after: Array | None) -> dict[str, Any]
     `from` and `to` have `dtype`, `shape` and `norm`; `difference`, of tensors of one shape, has
     `norm`, `largest` and `values`, how many are not what they were. Norms are L2.
     """
-    change = "added" if before is None else "removed" if after is None else "changed"
     difference = None
     if before is not None and after is not None and before.shape == after.shape:
         difference = _difference(before, after)
     return {
-        "change": change,
+        "change": kind_of_change(before, after),
         "from": None if before is None else _describe(before),
         "to": None if after is None else _describe(after),
         "difference": difference,
@@ -139,7 +136,8 @@ def _numbers(piece: Array) -> Array:
 
     if piece.dtype.kind == "c":
         piece = np.abs(piece)
-    return piece.astype(np.float64)
+    with np.errstate(all="ignore"):  # of a signalling NaN
+        return piece.astype(np.float64)
 
 
 def _norm(pieces: Iterable[Array]) -> float:

@@ -19,6 +19,9 @@ from .wordpiece import Pieces, Word, WordPiece, bert_normalizer
 _WORD = re.compile("[^ \t\r\n\u202f]+")
 """What NeMo takes for a word of a context."""
 
+_NORMALIZERS = {lowercase: bert_normalizer(lowercase, lowercase) for lowercase in (True, False)}
+_CUTTER = pre_tokenizers.BertPreTokenizer()
+
 
 class Settings(NamedTuple):
     """How to look for an answer; the names are NeMo's."""
@@ -208,8 +211,8 @@ def project(text: str, words: str, lowercase: bool) -> tuple[int, int]:
     All of `words` where the two cannot be brought together. Source: NeMo 1.23 get_final_text.
     """
     everything = 0, len(words)
-    normalized = bert_normalizer(lowercase, lowercase).normalize_str(words)
-    cut = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalized)
+    normalized = _NORMALIZERS[lowercase].normalize_str(words)
+    cut = _CUTTER.pre_tokenize_str(normalized)
     cleaned = " ".join(token for token, _ in cut)
     start = cleaned.find(text)
     if start < 0 or not text:

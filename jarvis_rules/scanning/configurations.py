@@ -19,7 +19,7 @@ from jarvis_rules.formats.tar import quoted
 from jarvis_rules.scanning.report import Findings
 
 MAX_SIZE = 4 << 20
-MAX_EVENTS = 300_000
+MAX_EVENTS = 200_000
 MAX_DEPTH = 1000
 
 _TAG = "tag:yaml.org,2002:"
@@ -42,26 +42,31 @@ class _Frame:
     seen: set[str] = field(default_factory=set)
 
 
-def scan_configuration(data: bytes, where: str, findings: Findings) -> None:
-    """Add what is found in a YAML document, event by event: nothing is built of it."""
+def scan_configuration(data: bytes, where: str, findings: Findings) -> bool:
+    """Add what is found in a YAML document, event by event: nothing is built of it.
+
+    Return whether its end was reached.
+    """
     if len(data) > MAX_SIZE:
         message = f"{len(data)} bytes, at most {MAX_SIZE} are looked at"
         findings.add("yaml.limit", where, message)
-        return
+        return False
     scan = _Scan(where, findings)
     try:
         for count, event in enumerate(yaml.parse(data.decode(), Loader=_LOADER)):
             if count == MAX_EVENTS or len(scan.frames) > MAX_DEPTH:
                 limit = f"{MAX_EVENTS} values, {MAX_DEPTH} deep"
                 findings.add("yaml.limit", where, f"more than {limit}", line=_line(event))
-                return
+                return False
             scan.follow(event)
+        return True
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = quoted(str(error.problem or error.context))
         findings.add("yaml.malformed", where, reason, line=mark.line + 1 if mark else None)
     except (yaml.YAMLError, ValueError) as error:
         findings.add("yaml.malformed", where, quoted(str(error).partition("\n")[0]))
+    return False
 
 
 def _line(event: Any) -> int:

@@ -100,7 +100,8 @@ def _scan_manifest(members: list[TarMember], view: memoryview, findings: Finding
         return
     manifest = there.pop(MANIFEST)
     data = bytes(view[manifest.offset : manifest.offset + min(manifest.size, MAX_SIZE + 1)])
-    scan_configuration(data, MANIFEST, findings)
+    if not scan_configuration(data, MANIFEST, findings):
+        return
     try:
         document = load_config(data, MANIFEST)
     except IntegrityError:

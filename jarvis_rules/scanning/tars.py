@@ -172,7 +172,7 @@ class TolerantListing(TarListing):
             self.findings.add("tar.padding", "", message, at + size)
         name = "/".join(part for part in name.split("/") if part not in ("", "."))
         there = max(0, min(size, len(self.data) - at))
-        return size, TarMember(name, at, there) if is_file and there else None
+        return size, TarMember(name, at, there) if is_file and there >= min(size, 1) else None
 
     def next_header(self, at: int) -> int:
         """Return the place of the next block that is a header, or -1."""

@@ -315,7 +315,9 @@ def test_what_cannot_be_read_ends_in_3(path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("families",), ("inspect", QUARTZNET)])
+@pytest.mark.parametrize(
+    "arguments", [("families",), ("inspect", QUARTZNET), ("verify", QUARTZNET)]
+)
 def test_colour_is_for_terminals_and_can_be_switched_off(arguments):
     assert "\x1b[" in on_a_terminal(*arguments)
     assert "\x1b" not in on_a_terminal(*arguments, NO_COLOR="1")

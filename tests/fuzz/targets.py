@@ -16,6 +16,7 @@ from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.checkpoint import read_checkpoint
 from jarvis_rules.formats.jmir import load_pipeline
+from jarvis_rules.formats.key_source import Key, read_key
 from jarvis_rules.formats.nemo import load_config, open_nemo
 from jarvis_rules.formats.tar import open_tar
 from jarvis_rules.scanning.scan import scan_file
@@ -103,7 +104,7 @@ def _run_config(data: bytes, _: Path) -> None:
 # --- archives ---------------------------------------------------------------------------------
 
 
-def _archive(key: object = None) -> bytes:
+def _archive(key: Key | None = None) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.jmir"
         members = [Member(name, "asset", "", data=name.encode() * 40) for name in ("a", "b")]
@@ -111,9 +112,17 @@ def _archive(key: object = None) -> bytes:
         return path.read_bytes()
 
 
-def _run_archive(data: bytes, folder: Path) -> None:
+def _key() -> Key:
+    return read_key("a key for tests")
+
+
+def _run_encrypted(data: bytes, folder: Path) -> None:
+    _run_archive(data, folder, _key())
+
+
+def _run_archive(data: bytes, folder: Path, key: Key | None = None) -> None:
     (folder / "a.jmir").write_bytes(data)
-    with open_archive(folder / "a.jmir") as archive:
+    with open_archive(folder / "a.jmir", key=key) as archive:
         for name in archive.manifest.files:
             archive.read(name)
 
@@ -181,6 +190,7 @@ TARGETS = {
         Target("checkpoint", _run_checkpoint, _checkpoints, mutations.of_checkpoint),
         Target("config", _run_config, _configurations, mutations.of_yaml),
         Target("archive", _run_archive, lambda: [_archive()], mutations.of_stored_gzip),
+        Target("encrypted", _run_encrypted, lambda: [_archive(_key())], mutations.of_stored_gzip),
         Target("manifest", _run_manifest, _manifests, mutations.of_yaml),
         Target("pipeline", _run_pipeline, _pipelines, mutations.of_json),
         Target("scan_nemo", _scan("nemo"), _nemos, mutations.of_tar),

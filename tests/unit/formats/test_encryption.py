@@ -9,10 +9,12 @@ import io
 import itertools
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
 import zlib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -515,6 +517,32 @@ GOLDEN = (
     "cc89cce6ffb8601634a53f112dd9bca2911169cbd47c3f",
     b"938faf0ca7284553a162c4272548e53ab4309e48d2ab22342f6b23e8be3cec32\n",
 )
+
+
+PAGES = Path(__file__).parents[3] / "docs" / "reference"
+
+
+def code_of(page):
+    """Return the Python of a page of the specification."""
+    return re.search(r"```python\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.S)[1]
+
+
+def run_code(page, *arguments):
+    argv = [sys.executable, "-c", code_of(page), *map(str, arguments)]
+    return subprocess.run(argv, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_program_of_the_page_opens_what_we_write(path, name):
+    done = run_code("encryption-format.md", path, name, KEY.reveal().decode())
+    assert done.stdout == MEMBERS[name], done.stderr.decode()
+    done = run_code("encryption-format.md", path, name, "other")
+    assert b"AssertionError: wrong key" in done.stderr
+
+
+def test_the_program_of_the_page_computes_the_content_digest(path, ejrvs):
+    for archive in (path, ejrvs):
+        assert run_code("archive-format.md", archive).stdout == b"True\n"
 
 
 # Keys

@@ -198,6 +198,13 @@ def test_hostile_graphs(change, expected, ejrvs, edits):
     assert all(c.isprintable() for problem in found.problems for c in problem.message)
 
 
+def test_a_name_that_is_no_text(ejrvs, edits):
+    path = edits.archive(
+        ejrvs, members={GRAPH: lambda data: data.replace(b"logprobs", b"\xff" * 8)}
+    )
+    assert slugs(path) == [("graph.unreadable", GRAPH)]
+
+
 def test_weights_beside_a_graph(ejrvs, edits):
     import onnx
 

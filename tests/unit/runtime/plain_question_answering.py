@@ -65,6 +65,23 @@ def final_text(pred_text, orig_text, basic_tokens):
     return orig_text[orig_map[tok_map.index(start)] : orig_map[tok_map.index(end)] + 1]
 
 
+def window_spans(index, spans, offset, starts, ends, settings):
+    """Return logits and tokens of the spans of one window that may be an answer."""
+    found = []
+    inside = range(offset, offset + spans[index][1])
+    for first in np.argsort(starts, kind="stable")[::-1][: settings.n_best_size]:
+        for last in np.argsort(ends, kind="stable")[::-1][: settings.n_best_size]:
+            if first not in inside or last not in inside or last < first:
+                continue
+            position = first - offset + spans[index][0]
+            if widest_window(spans, position) != index:
+                continue
+            if last - first + 1 > settings.max_answer_length:
+                continue
+            found.append((starts[first], ends[last], position, position + last - first))
+    return found
+
+
 def answers(context, query, doc, token_to_word, settings, run, basic_tokens):
     """Return texts and probabilities, the answer first, then NeMo's n-best list in its order.
 
@@ -80,17 +97,7 @@ def answers(context, query, doc, token_to_word, settings, run, basic_tokens):
         starts, ends = logits[:, 0].astype(float), logits[:, 1].astype(float)
         if starts[0] + ends[0] < score_null:
             score_null, null = starts[0] + ends[0], (starts[0], ends[0])
-        for first in np.argsort(starts, kind="stable")[::-1][: settings.n_best_size]:
-            for last in np.argsort(ends, kind="stable")[::-1][: settings.n_best_size]:
-                inside = range(len(head), len(head) + length)
-                if first not in inside or last not in inside or last < first:
-                    continue
-                position = first - len(head) + start
-                if widest_window(spans, position) != index:
-                    continue
-                if last - first + 1 > settings.max_answer_length:
-                    continue
-                prelim.append((starts[first], ends[last], position, last - len(head) + start))
+        prelim += window_spans(index, spans, len(head), starts, ends, settings)
     if settings.version_2_with_negative:
         prelim.append((*null, None, None))
     prelim.sort(key=lambda span: span[0] + span[1], reverse=True)
@@ -110,13 +117,9 @@ def answers(context, query, doc, token_to_word, settings, run, basic_tokens):
     if settings.version_2_with_negative and "" not in seen:
         nbest.append(("", sum(null)))
     best = next((entry for entry in nbest if entry[0]), None)
-    if best is None:
-        answer = ""
-    elif settings.version_2_with_negative and (
-        score_null - best[1] > settings.null_score_diff_threshold
-    ):
-        answer = ""
-    else:
-        answer = best[0]
+    answer = best[0] if best else ""
+    if best and settings.version_2_with_negative:
+        difference = score_null - best[1]
+        answer = "" if difference > settings.null_score_diff_threshold else answer
     total = math.fsum(math.exp(score - nbest[0][1]) for _, score in nbest)
     return answer, [(text, math.exp(score - nbest[0][1]) / total) for text, score in nbest]

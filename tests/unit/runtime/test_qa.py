@@ -88,7 +88,7 @@ def test_answers_are_those_of_the_plain_rule(triton, model, negative, threshold)
         cut = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalized)
         return [token for token, _ in cut]
 
-    draw = random.Random(f"{negative}{threshold}")
+    draw = random.Random(f"{negative}{threshold}")  # noqa: S311  (texts, not secrets)
     nothing = 0
     for words in [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233] * 4:
         question, context = generated(draw, words)
@@ -102,7 +102,7 @@ def test_answers_are_those_of_the_plain_rule(triton, model, negative, threshold)
         found, places = tensors["ANSWERS"][0], tensors["ANSWERS_START_END"][0]
         for text, (start, end) in zip(found, places, strict=True):
             assert context[start:end] == text.decode()
-        joined = [" ".join(re_split(text.decode())) for text in found]
+        joined = [" ".join(words_of(text.decode())) for text in found]
         assert joined[:1] == ([answer] if nbest else [])
         expected = dict(nbest)
         assert set(joined) == set(expected)
@@ -114,7 +114,7 @@ def test_answers_are_those_of_the_plain_rule(triton, model, negative, threshold)
     assert (0 < nothing < 48) if threshold < 1 and negative else nothing < 48
 
 
-def re_split(text):
+def words_of(text):
     return plain.split(text)[0]
 
 

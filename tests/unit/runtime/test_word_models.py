@@ -217,7 +217,10 @@ def test_an_engine_gets_the_inputs_that_it_has(triton, model):
     """DistilBERT has no token types."""
     ours = model("text_classification", engine_inputs="input_ids,attention_mask")
     calls = install_engine(
-        triton, lambda input_ids, attention_mask: {"logits": np.zeros((len(input_ids), 3))}
+        triton,
+        lambda attention_mask, input_ids: {
+            "logits": np.zeros((len(attention_mask), len(input_ids[0])))
+        },
     )
     ask(triton, ours, "vera")
     assert list(calls[0]) == ["input_ids", "attention_mask"]

@@ -15,6 +15,7 @@ from hostile.case import case
 from hostile.forge import ARCHIVES, Header, good, gz, tar
 
 from jarvis_rules.formats.archive_writing import Member, write_archive
+from jarvis_rules.formats.key_source import read_key
 
 MANIFEST, PIPELINE = "manifest.yaml", "pipeline.json"
 _OURS = ("archive_format", "archive_version", "content_digest", "encryption")
@@ -128,6 +129,8 @@ _MANIFESTS = [
      _manifest(b"files: {}\n")),
     ("deep", "lists in lists", "archive.manifest-yaml", "yaml.malformed",
      _manifest(b"a: " + b"[" * 900 + b"\n")),
+    ("values", "a million values", "archive.manifest-yaml", "yaml.limit",
+     _manifest(b"a: [" + b"1," * 1_000_000 + b"]\n")),
     ("garbage", "no YAML", "archive.manifest-yaml", "yaml.malformed",
      lambda: _packed({MANIFEST: b"\0\1"})),
     ("none", "no manifest", "archive.missing-manifest", "",
@@ -147,6 +150,9 @@ _MANIFESTS = [
     ("traversal", "a member that leads out, listed as it should be", "archive.member-traversal",
      "tar.member-traversal manifest.unlisted-member",
      lambda: _packed(dict(_unpacked("ejrvs")), Header(b"../../a", b"x"))),
+    ("mac", "a plain archive with an authentication", "archive.unlisted",
+     "manifest.unlisted-member",
+     lambda: _packed({**_unpacked("ejrvs"), "manifest.mac": b"0" * 64 + b"\n"})),
     ("pickle_asset", "a pickle among the members", "archive.unlisted",
      "member.pickle pickle.call manifest.unlisted-member",
      lambda: _packed(dict(_unpacked("ejrvs")),
@@ -256,6 +262,8 @@ _PIPELINES = [
      _pipeline(_module(1, model="control"))),
     ("module_pipeline", "a module with the name of the pipeline's own node",
      "jmir.duplicate-name", _pipeline(_module(1, name="pipeline"))),
+    ("many_faults", "110,000 modules of nothing", "schema.invalid",
+     _pipeline(lambda d: d.update(modules=[{}] * 110_000))),
     ("many_modules", "300 modules that nothing feeds", "jmir.edge", _pipeline(_many)),
     ("mismatch", "another pipeline than the manifest says", "jmir.manifest-mismatch",
      _pipeline(lambda d: d.update(name="other"))),
@@ -272,7 +280,70 @@ _PIPELINES = [
     ("large", "a document of 17 MiB", "jmir.pipeline-size", _document(b" " * (17 << 20))),
 ]  # fmt: skip
 
+
+@cache
+def _encrypted() -> dict[str, bytes]:
+    metadata = {"name": "a", "kind": "speech_recognition"}
+    members = [Member(name, "asset", "", data=name.encode() * 400) for name in ("a", "b")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jmir"
+        write_archive(path, "jmir", metadata, members, read_key("a key for tests"))
+        return dict(good(path))
+
+
+def _sealed(change: Callable[[dict[str, bytes]], object]) -> Callable[[], bytes]:
+    """An encrypted archive whose members were changed."""
+
+    def make() -> bytes:
+        members = dict(_encrypted())
+        change(members)
+        return _packed(members)
+
+    return make
+
+
+def _said(change: Callable[[dict[str, Any]], object]) -> Callable[[], bytes]:
+    """An encrypted archive whose manifest says something else."""
+
+    def change_manifest(members: dict[str, bytes]) -> None:
+        document = yaml.safe_load(members[MANIFEST])
+        change(document)
+        members[MANIFEST] = yaml.safe_dump(document).encode()
+
+    return _sealed(change_manifest)
+
+
+def _scheme(**changes: Any) -> Callable[[], bytes]:
+    return _said(lambda document: document["metadata"]["encryption"].update(changes))
+
+
+# Refused without the key; what only the key can tell is in `test_encryption.py`.
+_ENCRYPTED = [
+    ("truncated", "an encrypted member that breaks off", "encryption.truncated", "",
+     _sealed(lambda m: m.update(a=m["a"][:-20]))),
+    ("extended", "an encrypted member with something behind it", "encryption.extended", "",
+     _sealed(lambda m: m.update(a=m["a"] + b"x" * 16))),
+    ("emptied", "an encrypted member without bytes", "encryption.truncated", "",
+     _sealed(lambda m: m.update(b=b""))),
+    ("no_mac", "nothing that authenticates the manifest", "archive.missing", "",
+     _sealed(lambda m: m.pop("manifest.mac"))),
+    ("scheme", "a cipher that nobody knows", "encryption.scheme", "", _scheme(scheme="rot13")),
+    ("chunks_huge", "chunks of 2^62 bytes", "schema.invalid", "", _scheme(chunk_size=1 << 62)),
+    ("chunks_none", "chunks of no bytes", "schema.invalid", "", _scheme(chunk_size=0)),
+    ("chunks_one", "chunks of one byte", "schema.invalid", "", _scheme(chunk_size=1)),
+    ("key_id", "a key id that is a list", "schema.invalid", "", _scheme(key_id=[1])),
+    ("mixed", "one member that says it is not encrypted", "archive.mixed-encryption",
+     "manifest.digest manifest.size",
+     _said(lambda d: d["files"]["a"].update(encrypted=False))),
+    ("undone", "an encrypted archive that says it is not", "archive.unlisted",
+     "manifest.unlisted-member", _said(lambda d: d["metadata"].pop("encryption"))),
+]  # fmt: skip
+
 CASES = [
+    *(
+        case(f"encrypted_{name}.jmir", attack, slug, f"{rules} manifest.encrypted", make)
+        for name, attack, slug, rules, make in _ENCRYPTED
+    ),
     *(
         case(f"manifest_{name}.ejrvs", attack, slug, rules, make)
         for name, attack, slug, rules, make in _MANIFESTS
