@@ -61,14 +61,13 @@ class Watch:
             time.sleep(0.002)
 
     def _descendants(self, pid):
-        for file in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                children = file.read_text().split()
-            except OSError:
-                continue
-            for child in children:
-                yield child
-                yield from self._descendants(child)
+        try:
+            found = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+        except OSError:  # it has ended meanwhile
+            return
+        for child in " ".join(found).split():
+            yield child
+            yield from self._descendants(child)
 
     def _read(self, pid, name):
         try:

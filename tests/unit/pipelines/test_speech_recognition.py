@@ -156,7 +156,10 @@ def test_old_options_are_accepted_and_marked(compose):
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda f: f.clear(), "sample_rate, ms_per_timestep, blank_id, labels, features"),
+        (
+            lambda f: f.clear(),
+            "sample_rate, ms_per_timestep, blank_id, tokenization, labels, features",
+        ),
         (lambda f: f.pop("labels"), "labels"),
         (lambda f: f.update(labels=[1]), "labels"),
         (lambda f: f.update(sample_rate="16000"), "sample_rate"),

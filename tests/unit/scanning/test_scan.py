@@ -19,7 +19,9 @@ from jarvis_rules.cli.jarvis_rules import _run
 from jarvis_rules.errors import UsageError
 from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.schema import validate
+from jarvis_rules.scanning import contents
 from jarvis_rules.scanning import report as report_module
+from jarvis_rules.scanning.pickles import Budget
 from jarvis_rules.scanning.report import RULES, SEVERITIES
 from jarvis_rules.scanning.scan import scan_file
 
@@ -140,10 +142,11 @@ def test_calls_are_shown_with_their_arguments(opcodes, shown, tmp_path):
     assert len(calls[-1]) < 500
 
 
-def test_pickles_that_follow_one_another_share_one_budget(tmp_path):
-    one = b"\x80\2" + b"N0" * 400_000 + b"N."
-    report = scanned(tmp_path, one * 16)
-    assert "pickle.limit" in {f.rule for f in report.findings}
+def test_pickles_that_follow_one_another_share_one_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "Budget", lambda: Budget(1000))
+    one = b"\x80\2" + b"N0" * 100 + b"N."
+    assert "pickle.limit" not in {f.rule for f in scanned(tmp_path, one * 4).findings}
+    assert "pickle.limit" in {f.rule for f in scanned(tmp_path, one * 5).findings}
 
 
 def test_findings_are_bounded(tmp_path):
