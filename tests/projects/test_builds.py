@@ -273,7 +273,7 @@ def test_log_lines_are_complete(project):
         result.actions[0]
     )
     engine = next(a for a in result.actions if a["mnemonic"] == "EngineBuild")
-    assert set(engine["inputs"]) == {"request.json", "inputs/acoustic_model.onnx"}
+    assert set(engine["inputs"]) == {"request.json", "inputs/acoustic_model/model_graph.onnx"}
     record = json.loads((project.folder / "out/cpu/tiny.engines.json.action.json").read_bytes())
     assert record["key"] == engine["key"]
 
