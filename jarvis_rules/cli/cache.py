@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from jarvis_rules.cli.command import print_note
 from jarvis_rules.errors import EXIT_INTEGRITY, EXIT_OK
 
 EPILOG = """\
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     root = cache_directory()
     roots = collection.store_roots(root)
+    limit = 0
     document: dict[str, Any] = {"cache": str(root)}
     code = EXIT_OK
     if arguments.verb == "gc":
@@ -72,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     sizes = [collection.measure(store).to_json() for store in roots]
     document |= {name: sum(size[name] for size in sizes) for name in sizes[0]}
     _print(document, arguments.format)
+    if arguments.verb == "gc" and document["blob_bytes"] > limit:
+        print_note("what was used within the last hour stays, whatever the size")
     return code
 
 

@@ -31,6 +31,7 @@ class ArgumentParser(argparse.ArgumentParser):
         settings.setdefault("allow_abbrev", False)
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**settings)
+        self._is_intermixing = False
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing and leaving."""
@@ -41,11 +42,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and refuse unknown options with the nearest known ones."""
-        # Options may stand between positionals, except where a command has commands of its own.
-        if self._subparsers is None:
-            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
-        else:
-            parsed, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
             suggestion = did_you_mean(name, self.option_names(parsed)) if name[:1] == "-" else None
@@ -56,6 +53,20 @@ class ArgumentParser(argparse.ArgumentParser):
                 hint=f"{suggestion + ' ' if suggestion else ''}see `{self.prog} --help`",
             )
         return parsed
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse with options between positionals, except where a command has commands of its own.
+
+        argparse calls this for the chosen command of such a one.
+        """
+        # Before Python 3.12 the intermixed parsing is made of two of these.
+        if self._subparsers is not None or self._is_intermixing:
+            return super().parse_known_args(args, namespace)
+        self._is_intermixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_intermixing = False
 
     def option_names(self, parsed: argparse.Namespace) -> list[str]:
         """Return the options in force, those of the chosen command included."""

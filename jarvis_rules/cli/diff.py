@@ -31,8 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="compare two .nemo, .ejrvs, .jmir or model repositories",
         description="Compare two .nemo, .ejrvs, .jmir or model repositories: members, "
         "configuration, facts, options, weights with norms. How they are packed or encrypted is "
-        "no difference. Ends with 0 if they are equal, with 1 if they differ, with 3 if one is "
-        "damaged.",
+        "no difference. Without the key of an encrypted one the manifests alone are compared, and "
+        "the result says so. Ends with 0 if they are equal, with 1 if they differ, with 3 if one "
+        "is damaged.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -59,6 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK if document["equal"] else EXIT_DIFFERENT
 
 
+def _result(document: Mapping[str, Any]) -> str:
+    result = "equal" if document["equal"] else "different"
+    return result if document["complete"] else f"{result}, by the manifests alone"
+
+
 def _print_text(document: Mapping[str, Any], shown: int | None) -> None:
     from jarvis_rules.cli.output import print_pairs
 
@@ -68,7 +74,7 @@ def _print_text(document: Mapping[str, Any], shown: int | None) -> None:
             "A": document["a"],
             "B": document["b"],
             **{kind: text for kind, text in counts.items() if text},
-            "result": "equal" if document["equal"] else "different",
+            "result": _result(document),
         }
     )
     for kind, columns, rows, size in (

@@ -40,6 +40,7 @@ class Differences:
     values: Tally = field(default_factory=Tally)
     weights: Tally = field(default_factory=Tally)
     notes: list[str] = field(default_factory=list)
+    complete: bool = True
 
 
 def diff_subjects(before: Subject, after: Subject) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def diff_subjects(before: Subject, after: Subject) -> dict[str, Any]:
         "a": str(before.path),
         "b": str(after.path),
         "equal": not (found.members.count or found.values.count or found.weights.count),
+        "complete": found.complete,
         "members": found.members.to_json(),
         "values": found.values.to_json(),
         "weights": found.weights.to_json(),
@@ -129,6 +131,7 @@ def _diff_archives(before: Subject, after: Subject, found: Differences) -> None:
         _note_encryption(one, other, found)
         closed = [s.path for s, a in ((before, one), (after, other)) if _is_closed(s, a)]
         if closed:
+            found.complete = False
             found.notes.append(
                 f"not read without a key, the manifests alone were compared: "
                 f"{', '.join(quoted(str(path)) for path in closed)}"

@@ -17,6 +17,7 @@ from jarvis_rules.reporting.verification import Problem, Verification
 from jarvis_rules.triton.lint import lint_repository
 from jarvis_rules.triton.publish import MANIFEST_SUFFIX
 
+_LOCK = ".lock"  # what `jarvis-deploy` and releases leave in the folder
 _BUILD = "build again: the repository repairs itself"
 
 
@@ -78,7 +79,7 @@ def _find_unlisted(owners: dict[str, Digest], folder: Folder, found: Verificatio
     foreign = set()
     for name in sorted({*folder.files, *folder.others} - owners.keys()):
         top, slash, _ = name.partition("/")
-        if not slash and name.endswith(MANIFEST_SUFFIX):
+        if not slash and (name.endswith(MANIFEST_SUFFIX) or name == _LOCK):
             continue
         if slash and top not in ours:
             foreign.add(top)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -38,6 +40,8 @@ def scan_file(path: Path) -> ScanReport:
     a suffix of another format.
     """
     kind = path.suffix.lower().removeprefix(".")
+    if not path.exists():
+        raise unreadable(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     if kind not in _READERS:
         raise UsageError(
             f"the suffix `{path.suffix}` is of no format that can be scanned",

@@ -150,7 +150,9 @@ def test_encrypted_files(tmp_path):
     assert found["a"] == str(sealed)
     done = run("diff", sealed, plain)
     assert done.returncode == 0
+    assert "equal, by the manifests alone" in done.stdout
     assert "note: not read without a key" in done.stdout
+    assert not document("diff", 0, sealed, plain)["complete"]
     done = run("diff", f"{sealed}:wrong", plain)
     assert (done.returncode, done.stdout) == (3, "")
     assert "[encryption.wrong-key]" in done.stderr
@@ -324,3 +326,26 @@ def test_inspect_of_an_encrypted_pipeline(tmp_path):
     assert "encrypted" in run("inspect", sealed).stdout
     opened = document("inspect", 0, f"{sealed}:env:MODEL_KEY", MODEL_KEY="hush")
     assert opened["pipeline"]["name"] == "control"
+
+
+def test_what_jarvis_deploy_makes_is_sound(tmp_path):
+    deploy = PROGRAM.with_name("jarvis-deploy")
+    subprocess.run(
+        [str(deploy), str(JMIR), str(tmp_path / "models"), "--gpu", "cpu"],
+        env={**os.environ, "JARVIS_CACHE": str(tmp_path / "cache")},
+        check=True,
+        capture_output=True,
+    )
+    done = run("verify", tmp_path / "models")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("diff", NEMO, "--format", "json", NEMO), ("verify", NEMO, "--format", "json", EJRVS)],
+    ids=lambda arguments: arguments[0],
+)
+def test_options_may_stand_between(arguments):
+    done = run(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    json.loads(done.stdout)
