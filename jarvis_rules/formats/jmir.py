@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.errors import IntegrityError
 from jarvis_rules.formats.schema import validate
-from jarvis_rules.formats.tar import quoted
 
 if TYPE_CHECKING:
     from jarvis_rules.formats.archive import Archive
@@ -241,6 +240,8 @@ def load_pipeline(data: bytes, where: str) -> Pipeline:
 
 def _check_edges(pipeline: Pipeline, where: str) -> None:
     """Refuse edges that lead nowhere, feed a tensor twice or never, or make modules wait."""
+    from jarvis_rules.formats.tar import quoted
+
     made = {f"{PIPELINE_NODE}.{tensor.name}" for tensor in pipeline.inputs}
     made |= {f"{m.name}.{tensor.name}" for m in pipeline.modules for tensor in m.outputs}
     read = {f"{PIPELINE_NODE}.{tensor.name}" for tensor in pipeline.outputs}
@@ -282,6 +283,8 @@ def _refused(name: str, message: str, where: str) -> IntegrityError:
 
 def read_pipeline(archive: Archive) -> Pipeline:
     """Return the pipeline of an open `.jmir`; IntegrityError where its manifest names another."""
+    from jarvis_rules.formats.tar import quoted
+
     where = f"{archive.path}!{PIPELINE_MEMBER}"
     pipeline = load_pipeline(archive.read(PIPELINE_MEMBER), where)
     metadata = archive.manifest.metadata
