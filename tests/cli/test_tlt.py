@@ -46,7 +46,7 @@ MOUNTS = {
         {"source": "~/tlt/data", "destination": "/data"},
         {"source": "~/tlt/specs", "destination": "/specs"},
         {"source": "~/tlt/results", "destination": "/results"},
-        {"source": "~/.cache", "destination": "/root/.cache"},
+        {"source": "~/.cache", "destination": "/home/.cache"},
     ],
     "DockerOptions": {"shm_size": "16G", "ulimits": {"memlock": -1, "stack": 67108864}},
 }
@@ -561,8 +561,8 @@ WRONG = [
      "[file.unreadable]", None),
     (f"{EXPORT} -r file/r", "file/r: cannot be written to: `file` is not a folder "
      "[file.unwritable]", "name a folder that you may write to"),
-    (f"{EXPORT} -r /root/.cache/r",
-     "~/.tlt_mounts.json: `/root/.cache/r` lies in the mount `/root/.cache`, whose source "
+    (f"{EXPORT} -r /home/.cache/r",
+     "~/.tlt_mounts.json: `/home/.cache/r` lies in the mount `/home/.cache`, whose source "
      "`HOME/.cache` is not a folder [tlt.mount-source]",
      "make the folder: `mkdir -p HOME/.cache`; or correct the file"),
     ("tlt speech_to_text_citrinet export -m /data/asr/jasper.tlt -r r",
