@@ -10,7 +10,8 @@
   sandbox does not work, and `reason` says why. `program` is the file of `bwrap`, else null;
 - `cache` {`path`, `exists`, `writable`, `files`, `bytes`, `free_bytes`}; `folder`, the current
   one, {`path`, `free_bytes`};
-- `gpu` {`target`, `reason`}: what is built for when no GPU target is given;
+- `gpu` {`target`, `reason`, `present`}: what is built for when no GPU target is given, and the
+  GPUs that are here, each {`name`, `compute_capability`, `driver_version`, `memory_mib`, `target`};
 - `serving_environment`: {`path`, `python_version`}, or null before it has been made;
 - `problems`: a list of {`message`, `slug`, `hint`}; without any the exit code is 0.
 """
@@ -65,9 +66,10 @@ def examine() -> tuple[dict[str, Any], int]:
     """Return the report, and the exit code of its first problem or 0."""
     from jarvis_rules import __version__
     from jarvis_rules.core.cache_directory import cache_directory
-    from jarvis_rules.core.gpus import detect_gpu
+    from jarvis_rules.core.gpus import detect_gpu, present_gpus
     from jarvis_rules.errors import JarvisError, ToolchainError
     from jarvis_rules.execution.sandbox import choose_sandbox
+    from jarvis_rules.reporting.machine import describe_present
     from jarvis_rules.triton.environment import find_serving_environment
 
     problems: list[JarvisError] = []
@@ -100,7 +102,11 @@ def examine() -> tuple[dict[str, Any], int]:
         "sandboxes": _examine_sandboxes(chosen),
         "cache": cache,
         "folder": {"path": str(Path.cwd()), "free_bytes": shutil.disk_usage(Path.cwd()).free},
-        "gpu": {"target": gpu.name, "reason": reason},
+        "gpu": {
+            "target": gpu.name,
+            "reason": reason,
+            "present": [describe_present(found) for found in present_gpus()],
+        },
         "serving_environment": serving
         and {"path": str(serving.path), "python_version": serving.python_version},
         "problems": [{"message": str(p), "slug": p.slug, "hint": p.hint} for p in problems],
@@ -167,6 +173,9 @@ def _text(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"cache         {cache['path']}: {held}, {_size(cache['free_bytes'])} free{writable}"
     yield f"this folder   {folder['path']}: {_size(folder['free_bytes'])} free"
     yield f"gpu           {report['gpu']['reason']}"
+    for found in report["gpu"]["present"]:
+        memory = f", {found['memory_mib']} MiB" if found["memory_mib"] else ""
+        yield f"{'':14}{found['name']}{memory}, driver {found['driver_version']}"
     serving = report["serving_environment"]
     yield (
         f"serving       Python {serving['python_version']}, {serving['path']}"

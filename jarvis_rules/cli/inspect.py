@@ -176,13 +176,14 @@ def _print_pipeline(document: Mapping[str, Any]) -> None:
 
 def _print_repository(pipeline: Mapping[str, Any]) -> None:
     gpu = pipeline["gpu"]
-    capability = gpu["compute_capability"]
+    capabilities = ", ".join(gpu["compute_capabilities"])
     print_pairs(
         {
             "pipeline": pipeline["pipeline"],
             "kind": pipeline["kind"],
             "GPU target": gpu["name"]
-            + (f" (compute capability {capability})" if capability else ""),
+            + (f" (compute capability {capabilities})" if capabilities else ""),
+            **_lock(pipeline["target_lock"]),
             **_pipeline_digest(pipeline),
         }
     )
@@ -198,6 +199,14 @@ def _print_repository(pipeline: Mapping[str, Any]) -> None:
         ("file", "bytes", "sha256"),
         ((name, f["size"], f["sha256"][:16]) for name, f in pipeline["files"].items()),
     )
+
+
+def _lock(lock: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the engines ask of a machine, where they ask for anything."""
+    from jarvis_rules.reporting.preflight import describe_lock
+
+    asked = describe_lock(lock)
+    return {"engines run on": asked} if asked else {}
 
 
 def _pipeline_digest(pipeline: Mapping[str, Any]) -> dict[str, str]:

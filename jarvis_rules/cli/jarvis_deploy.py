@@ -18,10 +18,13 @@ from jarvis_rules.cli.command import (
 from jarvis_rules.cli.verbosity import LEVELS, Talk
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.gpus import detect_gpu, find_gpu
+from jarvis_rules.engines.engine import PRECISIONS, engine_names
 from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.delivery import find_conflict
 from jarvis_rules.execution.executor import Executed, Executor
 from jarvis_rules.execution.store import BlobMissingError
+from jarvis_rules.formats.jmir import EngineChoices
+from jarvis_rules.rules.engine_plan import AUTO, EngineRequest, plan_engines
 from jarvis_rules.rules.providers import DeclaredAction
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ examples:
   jarvis-deploy asr.jmir /data/models
   jarvis-deploy asr.jmir:file:key.txt /data/models
   jarvis-deploy -f asr.jmir tts.jmir /data/models --gpu a100
+  jarvis-deploy asr.jmir /data/models --gpu t4 --engine tensorrt_rtx --precision fp16
 """
 
 
@@ -53,12 +57,24 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="say what the tools said")
     parser.add_argument("--key", help="key of the pipelines, as PIPELINE.jmir:KEY gives it for one")
     parser.add_argument("--gpu", help="GPU target (default: the GPU of this machine, else cpu)")
+    parser.add_argument(
+        "--engine",
+        default=AUTO,
+        help=f"engine toolchain: {AUTO} (default), {', '.join(engine_names())}",
+    )
+    parser.add_argument(
+        "--precision", help=f"of pipelines that ask for none: {', '.join(PRECISIONS)}"
+    )
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="of an earlier build (tensorrt)"
+    )
     add_version(parser)
     arguments = parser.parse_args(argv)
     talk = Talk(LEVELS["DEBUG"]) if arguments.verbose else Talk()
     paths = _pipelines(arguments.pipelines, parse_key(arguments.key))
     gpu = _target(arguments.gpu, talk)
-    return _deploy(paths, Path(arguments.directory), gpu, arguments.force, talk)
+    request = EngineRequest(arguments.engine, arguments.precision, arguments.timing_cache)
+    return _deploy(paths, Path(arguments.directory), gpu, request, arguments.force, talk)
 
 
 def _pipelines(texts: Sequence[str], shared: Key | None) -> list[tuple[Path, Key | None]]:
@@ -91,6 +107,7 @@ def _deploy(
     paths: Sequence[tuple[Path, Key | None]],
     directory: Path,
     gpu: GpuTarget,
+    request: EngineRequest,
     force: bool,
     talk: Talk,
 ) -> int:
@@ -104,7 +121,9 @@ def _deploy(
             hint="`jarvis-deploy PIPELINE.jmir… DIR`",
         )
     with talk.console() as console, open_executor(console) as executor, lock_tree(directory):
-        assembled = [_assemble(executor, path, key, directory, gpu, talk) for path, key in paths]
+        assembled = [
+            _assemble(executor, path, key, directory, gpu, request, talk) for path, key in paths
+        ]
         _refuse_clashes(assembled)
         for action, executed in assembled:
             if not force:
@@ -116,28 +135,46 @@ def _deploy(
 
 
 def _assemble(
-    executor: Executor, path: Path, key: Key | None, directory: Path, gpu: GpuTarget, talk: Talk
+    executor: Executor,
+    path: Path,
+    key: Key | None,
+    directory: Path,
+    gpu: GpuTarget,
+    request: EngineRequest,
+    talk: Talk,
 ) -> tuple[DeclaredAction, Executed]:
     """Build engines and models of one pipeline into the store, delivering nothing yet."""
     from jarvis_rules.formats.archive import open_archive
+    from jarvis_rules.rules.engine_rules import (
+        assemble_repository,
+        build_engines,
+        check_engines,
+        convert_graphs,
+    )
     from jarvis_rules.rules.providers import PipelineInfo
-    from jarvis_rules.rules.rules import assemble_repository, build_engines
 
     with open_archive(path, "jmir", key=key) as archive:
         archive.require_key()
         metadata = archive.manifest.metadata
-    pipeline = PipelineInfo(metadata["name"], metadata["kind"], path, key)
-    engines = build_engines(pipeline, gpu, directory, directory)
-    if engines.note is not None:
-        talk.note(engines.note)
+    choices = EngineChoices.from_json(metadata.get("engine_choices"))
+    pipeline = PipelineInfo(metadata["name"], metadata["kind"], path, key, choices)
+    plan = plan_engines(pipeline, gpu, request)
+    for note in plan.notes:
+        talk.note(note)
 
-    def assemble() -> tuple[DeclaredAction, Executed]:
-        built = executor.run(engines.action.spec)
-        talk.describe(built)
-        action = assemble_repository(pipeline, gpu, built, directory, None).action
+    def run(action: DeclaredAction) -> Executed:
         executed = executor.run(action.spec)
         talk.describe(executed)
-        return action, executed
+        return executed
+
+    def assemble() -> tuple[DeclaredAction, Executed]:
+        graphs = None
+        if plan.converted():
+            graphs = run(convert_graphs(pipeline, plan, directory, directory).action)
+        engines = run(build_engines(pipeline, plan, graphs, directory, directory).action)
+        check = run(check_engines(pipeline, plan, graphs, engines, directory / "check").action)
+        action = assemble_repository(pipeline, plan, engines, check, directory, None).action
+        return action, run(action)
 
     try:
         return assemble()

@@ -11,9 +11,12 @@ from jarvis_rules.cli import (
     doctor,
     explain,
     families,
+    gpus,
     infer,
     inspect,
+    preflight,
     run_action,
+    runtime_env,
     scan,
     serve,
     serving_environment,
@@ -30,17 +33,20 @@ examples:
 """
 _COMMANDS = (
     families,
+    gpus,
     inspect,
     diff,
     verify,
     scan,
     explain,
+    preflight,
     serve,
     infer,
     cache,
     run_action,
     doctor,
     serving_environment,
+    runtime_env,
 )
 
 

@@ -75,14 +75,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def environment_for(repository: Path) -> ServingEnvironment:
-    """Return the serving environment, made now if need be, but not for a faulty repository."""
+    """Return the serving environment, made now if need be, but not for what it cannot serve.
+
+    JarvisError for a faulty repository, and for engines that need a GPU: it computes on none.
+    """
     from jarvis_rules.core.cache_directory import cache_directory
+    from jarvis_rules.reporting.preflight import require_no_gpu
     from jarvis_rules.triton.environment import (
         ensure_serving_environment,
         find_serving_environment,
     )
     from jarvis_rules.triton.lint import check_repository
 
+    require_no_gpu(repository)
     environment = find_serving_environment(cache_directory())
     if environment is None:
         check_repository(repository)

@@ -218,12 +218,14 @@ class ActionResult:
 
     For an output with a tree, `outputs` holds the manifest and every file of the tree. `confined`
     tells that a sandbox kept everything undeclared away: other results are for builds like theirs.
+    `peak_memory_mib` is the peak resident memory of the tool's largest process, if known.
     """
 
     outputs: Mapping[str, Digest]
     log: Digest
     seconds: float = field(default=0.0, compare=False)
     confined: bool = field(default=True, compare=False)
+    peak_memory_mib: int | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that the action cache stores."""
@@ -233,6 +235,7 @@ class ActionResult:
             "log": self.log.to_json(),
             "seconds": round(self.seconds, 3),
             "confined": self.confined,
+            "peak_memory_mib": self.peak_memory_mib,
         }
 
     @classmethod
@@ -246,10 +249,12 @@ class ActionResult:
                 "seconds": int() | float() as seconds,
                 "confined": bool(confined),
             } if all(is_tree_path(name) for name in outputs):
+                peak = document.get("peak_memory_mib")
                 return cls(
                     {name: Digest.from_json(digest) for name, digest in outputs.items()},
                     Digest.from_json(log),
                     float(seconds),
                     confined,
+                    peak if isinstance(peak, int) else None,
                 )
         raise ValueError("not an action result of version 1")

@@ -17,6 +17,25 @@ class ActionStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ActionProgress:
+    """A running tool is in this phase, `seconds` after it began; said again while that lasts."""
+
+    mnemonic: str
+    target: str
+    phase: str
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionCompared:
+    """An action was run once more, and gave the same bytes."""
+
+    mnemonic: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class ActionFinished:
     """An action has a result, or has failed."""
 
@@ -33,7 +52,7 @@ class Notice:
     text: str
 
 
-Event = ActionStarted | ActionFinished | Notice
+Event = ActionStarted | ActionProgress | ActionCompared | ActionFinished | Notice
 
 
 class EventSink(Protocol):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jarvis_rules
 from jarvis_rules.core.action import INPUTS, REQUEST
+from jarvis_rules.execution.gpu_devices import DRIVER_FACTS, GpuDevices, gpu_environment
 from jarvis_rules.execution.process import LOG, Launch
 
 PACKAGE = Path(jarvis_rules.__file__).parent
@@ -59,13 +60,18 @@ class BubblewrapSandbox:
         folder: Path,
         environment: Mapping[str, str],
         read_only: Sequence[Path] = (),
+        gpu: GpuDevices | None = None,
     ) -> Launch:
-        """Return how to run `argv` in the action's `folder`; it may read `read_only` besides."""
+        """Return how to run `argv` in the action's `folder`; it may read `read_only` besides.
+
+        With `gpu` it may use the GPUs too; without, it does not even learn of the driver.
+        """
         inputs, request = (f"{ACTION_FOLDER}/{name}" for name in (INPUTS, REQUEST))
         mounts = [
             *_system_mounts(),
             *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),  # noqa: S108  (the tool's own)
             *_read_only(sorted({*toolchain_paths(), *read_only})),
+            *_gpu_mounts(gpu),
             *("--bind", str(folder), ACTION_FOLDER),
             *("--ro-bind", str(folder / INPUTS), inputs),
             *("--ro-bind", str(folder / REQUEST), request),
@@ -73,7 +79,7 @@ class BubblewrapSandbox:
             *("--ro-bind-try", str(folder / LOG), f"{ACTION_FOLDER}/{LOG}"),
             *("--chdir", ACTION_FOLDER, "--remount-ro", "/"),
         ]
-        variables = {**environment, "PYTHONPATH": str(PACKAGE.parent)}
+        variables = {**environment, **gpu_environment(gpu), "PYTHONPATH": str(PACKAGE.parent)}
         assignments = [f"{name}={value}" for name, value in variables.items()]
         return Launch(
             (str(self.program), *_NAMESPACES, *mounts, "--", *_FIRST_PROCESS, *assignments, *argv),
@@ -131,6 +137,15 @@ def _system_mounts() -> list[str]:
         else:
             options += ["--ro-bind", str(path), str(path)]
     return options
+
+
+def _gpu_mounts(gpu: GpuDevices | None) -> list[str]:
+    """Return options for the GPUs, or those that hide them: a fresh `/proc` tells of the driver."""
+    if gpu is None:
+        return ["--tmpfs", str(DRIVER_FACTS)] if DRIVER_FACTS.is_dir() else []
+    devices = (("--dev-bind", str(path), str(path)) for path in gpu.devices)
+    readable = [path for path in gpu.readable if not any(map(path.is_relative_to, system_paths()))]
+    return [*(option for options in devices for option in options), *_read_only(readable)]
 
 
 def _read_only(paths: Iterable[Path]) -> list[str]:

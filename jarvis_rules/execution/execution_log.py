@@ -21,7 +21,8 @@ from jarvis_rules.core.events import Outcome
 class LogEntry:
     """What happened to one action; `seconds` is wall time, the lookup included.
 
-    `key` is empty where an input could not be read, so that there is no key.
+    `key` is empty where an input could not be read, so that there is no key. `peak_memory_mib` is
+    known of executed actions only.
     """
 
     key: str
@@ -31,6 +32,7 @@ class LogEntry:
     seconds: float
     inputs: Mapping[str, Digest]
     outputs: Mapping[str, Digest]
+    peak_memory_mib: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line's document."""
@@ -40,6 +42,7 @@ class LogEntry:
             "target": self.target,
             "outcome": self.outcome,
             "seconds": round(self.seconds, 3),
+            "peak_memory_mib": self.peak_memory_mib,
             "inputs": {name: str(digest) for name, digest in sorted(self.inputs.items())},
             "outputs": {name: str(digest) for name, digest in sorted(self.outputs.items())},
         }

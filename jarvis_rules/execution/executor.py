@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jarvis_rules.core.action import (
-    Action,
-    ActionResult,
-    ActionSpec,
-    FileInput,
-    Output,
-)
-from jarvis_rules.core.canonical_json import dump_readable_json
+from jarvis_rules.core.action import Action, ActionResult, ActionSpec, Output
 from jarvis_rules.core.digest import Digest
 from jarvis_rules.core.events import (
+    ActionCompared,
     ActionFinished,
+    ActionProgress,
     ActionStarted,
     EventSink,
     NoEvents,
@@ -135,9 +127,9 @@ class Executor:
                 if self.check_determinism:
                     self._check_twice(spec, action, key, resolved, result, destination)
         except BaseException:
-            self._report(spec, action, {}, "failed", time.monotonic() - start)
+            self._report(spec, action, None, "failed", time.monotonic() - start)
             raise
-        self._report(spec, action, result.outputs, outcome, time.monotonic() - start)
+        self._report(spec, action, result, outcome, time.monotonic() - start)
         return Executed(action, key, result, outcome, self.store_of(spec))
 
     def deliver(self, spec: ActionSpec, executed: Executed, destination: Destination) -> None:
@@ -161,7 +153,9 @@ class Executor:
         if cached is not None:
             return cached, "cached"
         if self.require_cached:
-            raise _not_cached(spec, action, destination)
+            from jarvis_rules.execution.action_record import not_cached
+
+            raise not_cached(spec, action, None if destination is None else destination.record)
         # Whoever else wants this key waits here, in this process or another, and then finds it.
         with self.store_of(spec).lock(key):
             cached = self._deliver_cached(spec, action, key, destination)
@@ -236,6 +230,7 @@ class Executor:
                 where=spec.target,
                 hint="please report this: every action of these rules must be deterministic",
             )
+        self.events.receive(ActionCompared(spec.mnemonic, spec.target))
 
     def _deliver(
         self,
@@ -247,14 +242,16 @@ class Executor:
     ) -> None:
         if destination is None:
             return
-        record = _action_record(spec, action, key, result.outputs, _sources(spec))
+        from jarvis_rules.execution.action_record import action_record, relative_sources
+
+        record = action_record(spec, action, key, result.outputs, relative_sources(spec))
         deliver(self.store_of(spec), self.digests, spec.output, result, destination, record)
 
     def _report(
         self,
         spec: ActionSpec,
         action: Action | None,
-        outputs: Mapping[str, Digest],
+        result: ActionResult | None,
         outcome: Outcome,
         seconds: float,
     ) -> None:
@@ -268,7 +265,10 @@ class Executor:
                     outcome=outcome,
                     seconds=seconds,
                     inputs={} if action is None else action.inputs,
-                    outputs=outputs,
+                    outputs={} if result is None else result.outputs,
+                    peak_memory_mib=(
+                        result.peak_memory_mib if result and outcome == "executed" else None
+                    ),
                 )
             )
         self.events.receive(ActionFinished(spec.mnemonic, spec.target, outcome, seconds))
@@ -278,48 +278,40 @@ class Executor:
     def _execute(
         self, spec: ActionSpec, action: Action, key: Digest, resolved: ResolvedInputs
     ) -> ActionResult:
+        from jarvis_rules.execution.action_record import action_record, keep_failure
         from jarvis_rules.execution.tool_run import collect_outputs, run_tool
 
         store = self.store_of(spec)
         with self._gate.hold(spec.resources), store.scratch() as folder:
             self.events.receive(ActionStarted(spec.mnemonic, spec.target))
             start = time.monotonic()
+
+            def tell(phase: str, detail: str) -> None:
+                seconds = time.monotonic() - start
+                progress = ActionProgress(spec.mnemonic, spec.target, phase, seconds, detail)
+                self.events.receive(progress)
+
             self._inputs.stage(spec, resolved, folder, store)
             try:
-                run_tool(self.sandbox, action, folder, resolved.names, resolved.began, spec.keys)
+                peak_memory_mib = run_tool(
+                    self.sandbox,
+                    action,
+                    folder,
+                    resolved.names,
+                    since=resolved.began,
+                    keys=spec.keys,
+                    gpus=spec.resources.gpus,
+                    on_progress=tell,
+                )
             except JarvisError as error:
-                self._keep_failure(spec, action, key, folder, resolved.names, error)
+                record = action_record(spec, action, key, {}, resolved.names)
+                keep_failure(store, record, folder, error)
                 raise
             resolved.require_unchanged()
             outputs = collect_outputs(spec.mnemonic, spec.output, folder, store.put_file)
             log = store.put_file(folder / LOG)
         seconds = time.monotonic() - start
-        return ActionResult(outputs, log, seconds, self.sandbox.shareable)
-
-    def _keep_failure(
-        self,
-        spec: ActionSpec,
-        action: Action,
-        key: Digest,
-        folder: Path,
-        sources: Mapping[str, str],
-        error: JarvisError,
-    ) -> None:
-        """Keep the log and the record of an action that failed, and tell how to replay it."""
-        store = self.store_of(spec)
-        logs = store.root / "logs"
-        store.make_folder(logs)
-        name = f"{spec.mnemonic}-{key.sha256[:16]}"
-        record = logs / f"{name}.action.json"
-        record.write_bytes(dump_readable_json(_action_record(spec, action, key, {}, sources)))
-        log = logs / f"{name}.log"
-        if (folder / LOG).is_file():
-            shutil.copyfile(folder / LOG, log)
-        # A tool that says what is wrong with its input needs no replay; a crash does.
-        if error.slug in ("action.crashed", "action.timeout"):
-            error.message += (
-                f"\nwhole log: {log}\nreplay: jarvis-rules run-action --keep-sandbox {record}"
-            )
+        return ActionResult(outputs, log, seconds, self.sandbox.shareable, peak_memory_mib)
 
 
 class _UnfitResultError(Exception):
@@ -355,63 +347,3 @@ def _faults_of_the_machine() -> Iterator[None]:
             where=None if name is None else os.fsdecode(name),
             hint="check the folder's permissions and the free space of its disk",
         ) from error
-
-
-def _action_record(
-    spec: ActionSpec,
-    action: Action,
-    key: Digest,
-    outputs: Mapping[str, Digest],
-    sources: Mapping[str, str],
-) -> dict[str, Any]:
-    return {
-        "version": 1,
-        "mnemonic": spec.mnemonic,
-        "target": spec.target,
-        "key": key.sha256,
-        "static_key": spec.static_key(),
-        "argv": list(action.argv),
-        "request": spec.full_request(),
-        "environment": dict(action.environment),
-        "platform": dict(action.platform),
-        "timeout": action.timeout,
-        "toolchain": {
-            "kind": spec.toolchain.kind,
-            "name": spec.toolchain.name,
-            "modules": dict(spec.toolchain.modules),
-            "distributions": dict(spec.toolchain.distributions),
-        },
-        "sources": dict(sources),
-        "inputs": {name: digest.to_json() for name, digest in action.inputs.items()},
-        "outputs": {name: digest.to_json() for name, digest in outputs.items()},
-    }
-
-
-def _sources(spec: ActionSpec) -> dict[str, str]:
-    """Return where the inputs that are files came from, by staged name.
-
-    Absolute paths are left out: the record lies beside artifacts, which may travel.
-    """
-    return {
-        name: str(source.path)
-        for name, source in spec.inputs.items()
-        if isinstance(source, FileInput) and not source.path.is_absolute()
-    }
-
-
-def _not_cached(spec: ActionSpec, action: Action, destination: Destination | None) -> JarvisError:
-    """Return the error for an action that had to be cached, with what differs from last time."""
-    reason = "it was never made here"
-    if destination is not None and destination.record is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            from jarvis_rules.execution.action_difference import differences
-
-            before = json.loads(destination.record.read_bytes())
-            after = _action_record(spec, action, action.key(), {}, {})
-            changes = [change.render() for change in differences(before, after)]
-            reason = "; ".join(changes) or "the cache has lost it"
-    return JarvisError(
-        f"{action.description} is not cached, and everything must be: {reason}",
-        slug="action.not-cached",
-        hint="build it where the cache is filled, or leave `--require-cached` out",
-    )

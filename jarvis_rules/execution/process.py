@@ -23,7 +23,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,7 @@ def run_process(
     umask: int = UMASK,
     pass_fds: Iterable[int] = (),
     standard_input: bytes = b"",
+    on_poll: Callable[[], None] | None = None,
 ) -> int:
     """Run a program to its end, its output in `log`, and return its exit code or minus a signal.
 
@@ -82,7 +83,7 @@ def run_process(
     `environment`, and `standard_input`, which must fit into a pipe. A `cancel_all` after `since`
     (monotonic; default: now) cancels it even when it came before the start: give it the moment
     from which the action was on its way, so that one that still waits for its turn never starts
-    after Ctrl-C.
+    after Ctrl-C. `on_poll` is called every 50 ms while the program runs.
 
     ProcessTimeoutError, ProcessCancelledError: the process was ended, and so it is when any
     exception is raised here.
@@ -115,6 +116,8 @@ def run_process(
                 raise ProcessCancelledError
             if time.monotonic() > deadline:
                 raise ProcessTimeoutError
+            if on_poll is not None:
+                on_poll()
     except BaseException:
         _end_tree(process)
         raise

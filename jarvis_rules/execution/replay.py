@@ -47,7 +47,8 @@ def replay(executor: Executor, record: Path, keep: bool, keys: Sequence[Secret] 
         action = _action(document)
         _stage(executor, document, folder)
         try:
-            run_tool(executor.sandbox, action, folder, document.get("sources", {}), keys=given)
+            names, gpus = document.get("sources", {}), document.get("gpus", 0)
+            run_tool(executor.sandbox, action, folder, names, keys=given, gpus=gpus)
         except JarvisError as fault:
             error = fault
         root = folder / OUTPUTS

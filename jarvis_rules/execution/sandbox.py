@@ -36,6 +36,7 @@ from jarvis_rules.execution.bubblewrap import (
     system_paths,
     toolchain_paths,
 )
+from jarvis_rules.execution.gpu_devices import GpuDevices, gpu_environment
 from jarvis_rules.execution.process import Launch
 
 VARIABLE = "JARVIS_SANDBOX"
@@ -73,13 +74,15 @@ class Sandbox(Protocol):
         folder: Path,
         environment: Mapping[str, str],
         read_only: Sequence[Path] = (),
+        gpu: GpuDevices | None = None,
     ) -> Launch:
         """Return how to run `argv`, a tool that finds its request in its current folder.
 
         `folder` holds `request.json`, `inputs/` and `outputs/`. The tool may write to `outputs/`
         and to its current folder, which is `Launch.cwd` out here: what it leaves there besides
         outputs, such as `error.json`, is found in that folder. `read_only` are absolute paths that
-        it may read besides its inputs and the toolchain.
+        it may read besides its inputs and the toolchain. `gpu` is given to actions that asked for
+        a GPU; without it none can be used.
         """
 
 
@@ -102,9 +105,10 @@ class NoSandbox:
         folder: Path,
         environment: Mapping[str, str],
         read_only: Sequence[Path] = (),  # noqa: ARG002  (all can be read)
+        gpu: GpuDevices | None = None,
     ) -> Launch:
         """Return how to run `argv` in `folder`."""
-        variables = {**environment, "PYTHONPATH": str(PACKAGE.parent)}
+        variables = {**environment, **gpu_environment(gpu), "PYTHONPATH": str(PACKAGE.parent)}
         return Launch(tuple(argv), folder, variables)
 
 
@@ -155,6 +159,7 @@ class LandlockSandbox:
         folder: Path,
         environment: Mapping[str, str],
         read_only: Sequence[Path] = (),
+        gpu: GpuDevices | None = None,
     ) -> Launch:
         """Return how to run `argv` in the action's `folder`."""
         work, package = folder / "work", folder / "package"
@@ -167,9 +172,12 @@ class LandlockSandbox:
         own = [package, folder / INPUTS, folder / REQUEST]
         readable = [*system_paths(), *toolchain_paths(), *facts, *own, *read_only]
         writable = [work, folder / OUTPUTS, *map(Path, landlock.DEVICES)]
+        if gpu is not None:
+            readable += gpu.readable
+            writable += gpu.devices
         launcher = (sys.executable, *landlock.LAUNCHER, str(os.getpid()))
         rules = [*(f"r:{path}" for path in readable), *(f"w:{path}" for path in writable)]
-        variables = {**environment, "PYTHONPATH": str(package)}
+        variables = {**environment, **gpu_environment(gpu), "PYTHONPATH": str(package)}
         return Launch((*launcher, *rules, "--", *argv), work, variables)
 
 

@@ -16,6 +16,7 @@ from jarvis_rules.core.digest import Digest
 from jarvis_rules.core.secret import Secret
 from jarvis_rules.errors import ERROR_CLASSES, JarvisBug, JarvisError
 from jarvis_rules.execution.delivery import listed_files
+from jarvis_rules.execution.gpu_devices import find_gpu_devices
 from jarvis_rules.execution.process import (
     LOG,
     ProcessCancelledError,
@@ -23,6 +24,12 @@ from jarvis_rules.execution.process import (
     run_process,
 )
 from jarvis_rules.execution.sandbox import Sandbox, written_files
+from jarvis_rules.execution.tool_reports import (
+    PEAK_MEMORY_FILE,
+    PROGRESS_FILE,
+    ProgressReader,
+    read_peak_memory,
+)
 
 _ERROR_FILE = "error.json"
 _LOG_TAIL = 15
@@ -33,17 +40,25 @@ def run_tool(
     action: Action,
     folder: Path,
     names: Mapping[str, str],
+    *,
     since: float | None = None,
     keys: Mapping[str, Secret] | None = None,
-) -> None:
-    """Run the tool of `action` in `folder`, where its request and inputs lie.
+    gpus: int = 0,
+    on_progress: Callable[[str, str], None] | None = None,
+) -> int | None:
+    """Run the tool of `action` in `folder`; return its peak memory in MiB, if that is known.
 
-    `names` is what people call an input, by staged name; a cancellation after `since` (monotonic)
-    counts. The tool gets `keys` on its standard input, as JSON. JarvisError where the tool reports
-    one, crashes, takes too long or is cancelled.
+    Its request and inputs lie there. `names` is what people call an input, by staged name; a
+    cancellation after `since` (monotonic) counts. The tool gets `keys` on its standard input, as
+    JSON, and this machine's GPUs where it needs `gpus`. `on_progress` is told its phase and a
+    detail of that. JarvisError where the tool reports one, crashes, takes too long or is cancelled.
     """
     argv = [sys.executable, *action.argv[1:]]
-    launch = sandbox.command(argv, folder, action.environment)
+    devices = find_gpu_devices() if gpus else None
+    launch = sandbox.command(argv, folder, action.environment, gpu=devices)
+    poll = None
+    if on_progress is not None:
+        poll = ProgressReader(launch.cwd / PROGRESS_FILE, on_progress).poll
     try:
         code = run_process(
             launch.argv,
@@ -53,6 +68,7 @@ def run_tool(
             timeout=action.timeout,
             since=since,
             standard_input=_dump_keys(keys or {}),
+            on_poll=poll,
         )
     except ProcessTimeoutError:
         raise JarvisError(
@@ -63,7 +79,7 @@ def run_tool(
     except ProcessCancelledError:
         raise _interrupted(action) from None
     if code == 0:
-        return
+        return read_peak_memory(launch.cwd / PEAK_MEMORY_FILE)
     report = launch.cwd / _ERROR_FILE
     if report.is_file() and not report.is_symlink():
         raise _reported(report.read_bytes(), names)

@@ -79,6 +79,8 @@ class LanguageModel:
             "task": self.family,
             "encoder": self.encoder.architecture,
             "max_position_embeddings": self.encoder.positions,
+            "vocabulary_size": self.encoder.vocabulary,
+            "token_types": self.encoder.token_types,
             "tokenizer": dict(self.tokenizer),
             **describe_graph(self.graph),
         }

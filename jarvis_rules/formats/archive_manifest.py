@@ -23,7 +23,9 @@ MAC = "manifest.mac"
 ARCHIVE_VERSION = 1
 MAX_MANIFEST_SIZE = 8 << 20
 # What results depend on: everything else in `metadata` is for people or follows from these.
-CONTENT_METADATA = ("facts", "family", "full_precision", "graphs", "kind", "name", "obj_cls")
+CONTENT_METADATA = (
+    "engine_choices", "facts", "family", "full_precision", "graphs", "kind", "name", "obj_cls",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.errors import IntegrityError
+from jarvis_rules.formats.engine_inputs import HINTS_MEMBER, INPUTS_MEMBER
 from jarvis_rules.formats.schema import validate
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ class Module:
     """One step of a pipeline: a backend of ours or an engine, served as the Triton model `model`.
 
     `uses` is `backend:<runtime module>` or `engine:<engine name>`; an engine's graph is the
-    member `<engine name>/model_graph.onnx`, and its model is served under the name of what runs
-    it: `jarvis-onnx-<model>`. `files` maps names in the version folder to members of the archive.
+    member `<engine name>/model_graph.onnx`, beside which `inputs.json` and `precision_hints.json`
+    lie, and its model is served under the name of what runs it: `jarvis-onnx-<model>`. `files`
+    maps names in the version folder to members of the archive.
     """
 
     name: str
@@ -125,6 +127,28 @@ class Module:
             files=document["files"],
             instance_group_count=document.get("instance_group_count", 1),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoices:
+    """What a pipeline asks of its engines, known without reading a model.
+
+    `toolchain` builds them, where the pipeline insists on one; `options` are build options by
+    engine, `precision` among them.
+    """
+
+    toolchain: str | None = None
+    options: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form of the manifest."""
+        options = {engine: dict(values) for engine, values in self.options.items() if values}
+        return {"toolchain": self.toolchain, "options": options}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any] | None) -> EngineChoices:
+        """Return the choices that a manifest states: none where it states nothing."""
+        return cls() if document is None else cls(document["toolchain"], document["options"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +320,8 @@ def read_pipeline(archive: Archive) -> Pipeline:
             where,
         )
     for module in pipeline.modules:
-        graphs = [f"{module.engine}/model_graph.onnx"] if module.engine else []
+        engine_members = ("model_graph.onnx", INPUTS_MEMBER, HINTS_MEMBER)
+        graphs = [f"{module.engine}/{name}" for name in engine_members] if module.engine else []
         if missing := sorted({*graphs, *module.files.values()} - archive.manifest.files.keys()):
             message = f"module `{module.name}` needs the member {quoted(missing[0])}: not there"
             raise _refused("missing-member", message, where)

@@ -399,7 +399,7 @@ class Graph:
 
     def write_weights(self, file: Sink) -> None:
         """Write what a model refers to that was written with `weights`."""
-        for part in encode_weights(self._model()):
+        for part in encode_weights(self._model().constants):
             file.write(part)
 
     def _model(self) -> Model:

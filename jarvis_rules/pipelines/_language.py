@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jarvis_rules.errors import IntegrityError, UsageError
+from jarvis_rules.formats.engine_inputs import EngineInput, Extent
 from jarvis_rules.formats.jmir import Module, Pipeline, Scalar, SourceArchive, Tensor
+from jarvis_rules.pipelines._engine_options import PRECISION, engine_options
+from jarvis_rules.pipelines._execution_environment import (
+    EXECUTION_ENV_PATH,
+    environment_parameters,
+)
 from jarvis_rules.pipelines.pipeline import (
     Composition,
     ModelSource,
@@ -66,7 +72,7 @@ def language_pipeline(task: Task) -> PipelineKind:
         help=task.help,
         slots=(Slot(SLOT, families=(task.family,)),),
         options=_options(task),
-        engines=(ENGINE,),
+        components={ENGINE: "nn"},
         backends=(task.name,),
         model_names=_model_names,
         compose=compose,
@@ -140,15 +146,11 @@ def _options(task: Task) -> tuple[Option, ...]:
         Option(
             "instance_group_count", int, 1, "instances of every model of the pipeline", minimum=1
         ),
+        EXECUTION_ENV_PATH,
         Option("tokenizer.max_batch_size", int, None, one_model, effect="no-effect"),
         Option("postprocessor.max_batch_size", int, None, one_model, effect="no-effect"),
-        Option(
-            "nn.use_trt_fp32", bool, None, "no effect here: engines are fp32", effect="no-effect"
-        ),
-        Option(
-            "nn.trt_max_workspace_size", int, None, "no effect here: no TensorRT",
-            effect="no-effect",
-        ),
+        PRECISION,
+        *engine_options("nn"),
     )  # fmt: skip
 
 
@@ -198,12 +200,14 @@ def _compose(task: Task, name: str, model: ModelSource, options: OptionValues) -
             f"{ENGINE}/model_graph.onnx": SourceMember(SLOT, "model_graph.onnx"),
             **{f"{PROCESSOR}/{member}": source for member, source in files.items()},
         },
+        {ENGINE: _engine_inputs(facts, options)},
     )
 
 
 def _check_facts(task: Task, facts: Mapping[str, Any]) -> None:
     """Raise IntegrityError where the archive does not say all that serving needs."""
-    wanted = {"max_position_embeddings": int, **task.facts}
+    counts = ("max_position_embeddings", "vocabulary_size", "token_types")
+    wanted = {**dict.fromkeys(counts, int), **task.facts}
     missing = [name for name, kind in wanted.items() if not isinstance(facts.get(name), kind)]
     tokenizer = facts.get("tokenizer")
     if not isinstance(tokenizer, Mapping) or tokenizer.get("kind") != "wordpiece":
@@ -260,6 +264,7 @@ def _processor(task: Task, name: str, facts: Mapping[str, Any], options: OptionV
             "strip_accents": tokenizer["strip_accents"],
             **task.files,
             **task.parameters(facts, options),
+            **environment_parameters(options),
         },
         files={member: f"{PROCESSOR}/{member}" for member in (_VOCABULARY, *task.files.values())},
         instance_group_count=options.integer("instance_group_count"),
@@ -276,6 +281,24 @@ def _engine(task: Task, name: str, facts: Mapping[str, Any], options: OptionValu
         inputs=tuple(map(_tensor, facts["inputs"])),
         outputs=tuple(_tensor(t) for t in facts["outputs"] if t["name"] in outputs),
         instance_group_count=options.integer("instance_group_count"),
+    )
+
+
+def _engine_inputs(facts: Mapping[str, Any], options: OptionValues) -> tuple[EngineInput, ...]:
+    """Return the inputs of the engine: up to its largest batch of up to the longest row."""
+    batch, longest = options.integer("nn.max_batch_size"), row_length(facts, options)
+    rows = Extent(1, min(8, batch), batch)
+    tokens = Extent(1, min(128, longest), longest)
+    samples = {
+        "input_ids": {"kind": "integers", "below": facts["vocabulary_size"]},
+        "attention_mask": {"kind": "mask"},
+        "token_type_ids": {"kind": "integers", "below": max(1, facts["token_types"])},
+    }
+    return tuple(
+        EngineInput(
+            tensor["name"], _TRITON_TYPES[tensor["dtype"]], (rows, tokens), samples[tensor["name"]]
+        )
+        for tensor in facts["inputs"]
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jarvis_rules.core.registry import entry_names, load_entry, require_known
 from jarvis_rules.errors import UsageError, did_you_mean
+from jarvis_rules.formats.engine_inputs import EngineInput
 from jarvis_rules.formats.jmir import OptionValue, Origin, Pipeline, Scalar
 
 Effect = Literal["used", "no-effect", "planned"]
@@ -138,10 +139,11 @@ class SourceMember:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A pipeline and the content of every member that it names, by member name."""
+    """A pipeline, the content of every member that it names, and the inputs of its engines."""
 
     pipeline: Pipeline
     members: Mapping[str, SourceMember | bytes]
+    engine_inputs: Mapping[str, tuple[EngineInput, ...]]
 
 
 @dataclass(slots=True)
@@ -200,16 +202,16 @@ class OptionValues:
 class PipelineKind:
     """A kind of pipeline: what a file of this folder declares as `PIPELINE`.
 
-    `engines` names the engines that it runs, each the folder of its graph in the `.jmir`;
-    `backends` the runtime modules; `model_names` the Triton models that a pipeline of a given
-    name is served as, engines by their unprefixed name.
+    `components` are the engines that it runs, each the folder of its graph in the `.jmir`, with
+    the component that names its options; `backends` the runtime modules; `model_names` the Triton
+    models that a pipeline of a given name is served as, engines by their unprefixed name.
     """
 
     name: str
     help: str
     slots: tuple[Slot, ...]
     options: tuple[Option, ...]
-    engines: tuple[str, ...]
+    components: Mapping[str, str]
     backends: tuple[str, ...]
     model_names: Callable[[str], tuple[str, ...]]
     compose: Callable[[str, Mapping[str, ModelSource], OptionValues], Composition]
@@ -217,6 +219,11 @@ class PipelineKind:
     def parse_options(self, given: Mapping[str, object]) -> dict[str, Scalar]:
         """Return the given options, typed; UsageError for an unknown or planned one."""
         return parse_options(f"option of {self.name}", self.options, given)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The names of the engines."""
+        return tuple(self.components)
 
     def without_effect(self, given: Mapping[str, object]) -> list[str]:
         """Return the names of the given options that are accepted and ignored."""

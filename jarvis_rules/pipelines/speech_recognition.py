@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from jarvis_rules.errors import IntegrityError, UsageError
+from jarvis_rules.formats.engine_inputs import EngineInput, Extent
 from jarvis_rules.formats.jmir import Module, Pipeline, Scalar, SourceArchive, Tensor
+from jarvis_rules.pipelines._engine_options import PRECISION, engine_options
+from jarvis_rules.pipelines._execution_environment import (
+    EXECUTION_ENV_PATH,
+    environment_parameters,
+)
 from jarvis_rules.pipelines.pipeline import (
     Composition,
     ModelSource,
@@ -28,6 +35,7 @@ _WINDOW, _FILTERBANK, _VOCABULARY = (
 )
 _TOKENIZATIONS = ("character", "sentencepiece", "wordpiece")
 _WORD_START, _CONTINUED = "\u2581", "##"
+_TYPICAL_SECONDS, _LEAST_FRAMES = 10, 8
 _FACTS = ("sample_rate", "ms_per_timestep", "blank_id")
 _FEATURE_PARAMETERS = (
     "n_window_size", "n_window_stride", "n_fft", "features", "preemph", "log",
@@ -63,7 +71,15 @@ OPTIONS = (
         "acoustic steps by which time stamps are moved earlier; -1: the model's own delay, 0",
         minimum=-1,
     ),
+    Option(
+        "nn.max_utterance_duration", float, 60.0,
+        "longest utterance in seconds that an engine compiled for a GPU takes (our name)",
+        minimum=1,
+    ),
+    PRECISION,
+    *engine_options("nn"),
     Option("instance_group_count", int, 1, "instances of every model of the pipeline", minimum=1),
+    EXECUTION_ENV_PATH,
     _no_effect("acoustic_model_name", str, "no effect here: names follow from --name"),
     _no_effect("featurizer_name", str, "no effect here: names follow from --name"),
     _no_effect("chunk_size", float, _WHOLE),
@@ -88,10 +104,6 @@ OPTIONS = (
     _no_effect("endpointing.stop_history", int, "no effect here: no endpointing"),
     _no_effect("endpointing.stop_th", float, "no effect here: no endpointing"),
     _no_effect("endpointing.residue_blanks_at_end", int, "no effect here: no endpointing"),
-    _no_effect("nn.fp16_needs_obey_precision_pass", bool, "no effect here: engines are fp32"),
-    _no_effect("nn.use_trt_fp32", bool, "no effect here: engines are fp32"),
-    _no_effect("nn.use_onnx_runtime", bool, "no effect here: ONNX Runtime is the engine"),
-    _no_effect("nn.trt_max_workspace_size", int, "no effect here: no TensorRT"),
     _planned("streaming", bool, "streaming recognition", default=False),
     _planned("decoding_language_model_arpa", str, "beam search with a language model"),
     _planned("decoding_language_model_binary", str, "beam search with a language model"),
@@ -206,6 +218,7 @@ def _compose(name: str, models: Mapping[str, ModelSource], options: OptionValues
             f"feature_extractor/{_FILTERBANK}": SourceMember("acoustic_model", _FILTERBANK),
             f"ctc_decoder/{_VOCABULARY}": vocabulary.encode(),
         },
+        {"acoustic_model": _engine_inputs(facts, options)},
     )
 
 
@@ -262,6 +275,7 @@ def _feature_extractor(model: str, facts: Mapping[str, Any], options: OptionValu
             **{key: features[key] for key in _FEATURE_PARAMETERS},
             "window_file": _WINDOW,
             "fb_file": _FILTERBANK,
+            **environment_parameters(options),
         },
         files={
             _WINDOW: f"feature_extractor/{_WINDOW}",
@@ -289,6 +303,27 @@ def _acoustic_model(model: str, facts: Mapping[str, Any], options: OptionValues)
     )
 
 
+def _engine_inputs(facts: Mapping[str, Any], options: OptionValues) -> tuple[EngineInput, ...]:
+    """Return the inputs of the acoustic model: utterances of up to `nn.max_utterance_duration`."""
+    features = facts["features"]
+    batch = options.integer("nn.max_batch_size")
+    per_second = facts["sample_rate"] / features["n_window_stride"]
+    longest = math.ceil(float(options["nn.max_utterance_duration"] or 0) * per_second) + 1
+    # Features are padded to a multiple, so that the longest utterance has a few frames more.
+    pad_to = features["pad_to"] or 1
+    longest = -(-longest // pad_to) * pad_to
+    rows = Extent(1, min(4, batch), batch)
+    typical = min(math.ceil(_TYPICAL_SECONDS * per_second), longest)
+    frames = Extent(min(_LEAST_FRAMES, longest), typical, longest)
+    width = Extent(features["features"], features["features"], features["features"])
+    return (
+        EngineInput("audio_signal", "FP32", (rows, width, frames), {"kind": "normal"}),
+        EngineInput(
+            "length", "INT64", (rows,), {"kind": "lengths", "input": "audio_signal", "axis": 2}
+        ),
+    )
+
+
 def _ctc_decoder(model: str, facts: Mapping[str, Any], options: OptionValues) -> Module:
     return Module(
         name="ctc_decoder",
@@ -313,6 +348,7 @@ def _ctc_decoder(model: str, facts: Mapping[str, Any], options: OptionValues) ->
             "ms_per_timestep": facts["ms_per_timestep"],
             "asr_model_delay": options.integer("greedy_decoder.asr_model_delay"),
             "word_separator": _spelling(facts)[1],
+            **environment_parameters(options),
         },
         files={_VOCABULARY: f"ctc_decoder/{_VOCABULARY}"},
         instance_group_count=options.integer("instance_group_count"),
@@ -324,7 +360,7 @@ PIPELINE = PipelineKind(
     help="speech to text with word time stamps",
     slots=(Slot("acoustic_model", families=("conv_asr", "conformer_ctc")),),
     options=OPTIONS,
-    engines=("acoustic_model",),
+    components={"acoustic_model": "nn"},
     backends=("feature_extractor", "ctc_decoder"),
     model_names=_model_names,
     compose=_compose,

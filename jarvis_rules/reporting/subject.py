@@ -38,7 +38,7 @@ def find_subject(text: str) -> Subject:
     """
     path, key = parse_file_and_key(text, tuple(_SUFFIXES))
     if path.is_dir():
-        _require_repository(path)
+        require_repository(path)
         return Subject(path, "repository")
     if not path.exists():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")])
@@ -61,7 +61,8 @@ def find_subject(text: str) -> Subject:
     return Subject(path, found, key)
 
 
-def _require_repository(path: Path) -> None:
+def require_repository(path: Path) -> None:
+    """Raise UsageError where a folder has no manifest of ours."""
     if not any(path.glob(f"*{MANIFEST_SUFFIX}")):
         raise UsageError(
             f"no `*{MANIFEST_SUFFIX}` here, so this is no repository of these tools",

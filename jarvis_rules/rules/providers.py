@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jarvis_rules.core.action import ActionSpec
-from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.secret import Secret
 from jarvis_rules.execution.delivery import Destination
+from jarvis_rules.formats.jmir import EngineChoices
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +30,30 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class PipelineInfo:
-    """A pipeline: its `.jmir` and that one's key, its kind, the name that it is served under."""
+    """A pipeline: its `.jmir` and that one's key, its kind, the name that it is served under.
+
+    `choices` are what it asks of its engines.
+    """
 
     name: str
     kind: str
     jmir: Path
     key: Secret | None = field(default=None, repr=False)
+    choices: EngineChoices = field(default_factory=EngineChoices)
 
 
 @dataclass(frozen=True, slots=True)
-class EnginesInfo:
-    """The engines of a pipeline for one GPU target: the manifest, and the folder of the files."""
+class FolderInfo:
+    """A manifest and the folder of the files that it lists, which an action makes."""
 
     manifest: Path
     folder: Path
-    gpu: GpuTarget
-    note: str | None
     action: DeclaredAction
 
 
 @dataclass(frozen=True, slots=True)
-class RepositoryInfo:
-    """The Triton models of a pipeline: the manifest, and the model repository that holds them."""
+class CheckInfo:
+    """The report of a numeric check: its action fails where the check does."""
 
-    manifest: Path
-    models: Path
+    report: Path
     action: DeclaredAction

@@ -1,4 +1,4 @@
-"""The four rules: `.nemo` → `.ejrvs` → `.jmir` → engines → model repository."""
+"""The rules: `.nemo` → `.ejrvs` → `.jmir`. Those behind it are in `engine_rules`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,24 @@ from pathlib import Path
 from jarvis_rules.core.action import (
     ActionSpec,
     FileInput,
-    Input,
-    MemberInput,
     Output,
     StoredInput,
-    TreeInput,
 )
 from jarvis_rules.core.digest import Digest
-from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.registry import entry_modules, require_known
 from jarvis_rules.core.secret import Secret
 from jarvis_rules.core.toolchain import find_toolchain
-from jarvis_rules.engines.engine import find_engine
 from jarvis_rules.errors import ToolchainError, UsageError
 from jarvis_rules.execution.delivery import Destination
-from jarvis_rules.execution.executor import Executed
 from jarvis_rules.formats.jmir import Scalar
+from jarvis_rules.pipelines._engine_options import choose_engines
 from jarvis_rules.pipelines.pipeline import find_pipeline, require_name
 from jarvis_rules.rules.providers import (
     DeclaredAction,
-    EnginesInfo,
     ModelInfo,
     PipelineInfo,
-    RepositoryInfo,
 )
 
-ENGINE = "onnxruntime"
-GRAPH = "model_graph.onnx"
 EXPORT_FORMATS = ("CKPT", "ONNX", "TS")
 
 
@@ -63,7 +54,7 @@ def export_model(
         target=archive.name,
         keys={} if key is None else {"archive": key},
     )
-    destination = Destination(archive, record=_record(archive))
+    destination = Destination(archive, record=record_of(archive))
     return ModelInfo(archive, DeclaredAction(spec, destination, (nemo,)))
 
 
@@ -147,93 +138,11 @@ def build_pipeline(
         },
         confidential=bool(model_keys) and key is None,
     )
-    destination = Destination(jmir, record=_record(jmir))
+    destination = Destination(jmir, record=record_of(jmir))
     action = DeclaredAction(spec, destination, tuple(models.values()))
-    return PipelineInfo(name, kind.name, jmir, key), action
+    return PipelineInfo(name, kind.name, jmir, key, choose_engines(kind, parsed)), action
 
 
-def build_engines(
-    pipeline: PipelineInfo, gpu: GpuTarget, manifest: Path, folder: Path
-) -> EnginesInfo:
-    """Declare EngineBuild: the graphs of a pipeline become engines for `gpu`.
-
-    Only the graphs are inputs, not the archive that holds them: an engine outlives a change of a
-    label file or a decoder option.
-    """
-    kind = find_pipeline(pipeline.kind)
-    engine = find_engine(ENGINE)
-    spec = ActionSpec(
-        mnemonic="EngineBuild",
-        tool="engine_build",
-        request={
-            "engine": engine.name,
-            "gpu": gpu.to_json(),
-            "graphs": {name: f"inputs/{name}/{GRAPH}" for name in kind.engines},
-        },
-        inputs={
-            f"{name}/{GRAPH}": MemberInput(pipeline.jmir, f"{name}/{GRAPH}", pipeline.key)
-            for name in kind.engines
-        },
-        output=Output("engines.json", "engines"),
-        toolchain=find_toolchain(
-            "engine", "engine_build", (f"jarvis_rules.engines.{engine.name}",)
-        ),
-        target=f"{pipeline.name}[{gpu.name}]",
-        platform=gpu.properties(),
-        confidential=pipeline.key is not None,
-    )
-    destination = Destination(manifest, folder, _record(manifest))
-    action = DeclaredAction(spec, destination, (pipeline.jmir,))
-    return EnginesInfo(manifest, folder, gpu, engine.note(gpu), action)
-
-
-def assemble_repository(
-    pipeline: PipelineInfo,
-    gpu: GpuTarget,
-    engines: EnginesInfo | Executed,
-    models: Path,
-    record: Path | None,
-) -> RepositoryInfo:
-    """Declare RepositoryAssemble: the pipeline and its engines become models under `models`.
-
-    `engines` is what `build_engines` declared, or its result where that lies in the store alone.
-    """
-    kind = find_pipeline(pipeline.kind)
-    inputs: dict[str, Input] = {"pipeline.jmir": FileInput(pipeline.jmir)}
-    sources = [pipeline.jmir]
-    if isinstance(engines, EnginesInfo):
-        inputs["engines.json"] = FileInput(engines.manifest)
-        inputs["engines"] = TreeInput(engines.manifest, engines.folder)
-        sources.append(engines.manifest)
-    else:
-        inputs |= {name: StoredInput(d) for name, d in engines.result.outputs.items()}
-    spec = ActionSpec(
-        mnemonic="RepositoryAssemble",
-        tool="repository_assemble",
-        request={
-            "jmir": "inputs/pipeline.jmir",
-            "engines": "inputs/engines.json",
-            "engine_files": "inputs/engines",
-            "backends": sorted(kind.backends),
-        },
-        inputs=inputs,
-        output=Output("repository.json", "models"),
-        toolchain=find_toolchain(
-            "triton",
-            "repository_assemble",
-            (
-                f"jarvis_rules.engines.{ENGINE}",
-                *(f"jarvis_rules.runtime.{name}" for name in kind.backends),
-            ),
-        ),
-        target=f"{pipeline.name}[{gpu.name}]",
-        keys={} if pipeline.key is None else {"pipeline": pipeline.key},
-        confidential=pipeline.key is not None,
-    )
-    manifest = models / f"{pipeline.name}.repository.json"
-    action = DeclaredAction(spec, Destination(manifest, models, record), tuple(sources))
-    return RepositoryInfo(manifest, models, action)
-
-
-def _record(target: Path) -> Path:
+def record_of(target: Path) -> Path:
+    """Return where the record of the action that makes `target` lies."""
     return target.with_name(f"{target.name}.action.json")

@@ -23,7 +23,6 @@ from .parameters import Parameters
 from .serving import Answer, answer_each, check_tensors, input_array, input_column
 
 REQUIRES = ("numpy",)
-CARRIES = ("ctc_greedy", "parameters", "serving")
 
 
 class TritonPythonModel:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+REQUIRES = ("numpy",)
+
 _UNKNOWN_PIECE = "<unk>"
 _UNKNOWN_TEXT = " ⁇ "
 """How SentencePiece shows a piece that it does not know."""

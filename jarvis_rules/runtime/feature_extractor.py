@@ -19,7 +19,6 @@ from .parameters import Parameters
 from .serving import Answer, answer_each, check_tensors, input_array, input_column
 
 REQUIRES = ("numpy",)
-CARRIES = ("mel_spectrogram", "parameters", "serving")
 
 
 class TritonPythonModel:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from .parameters import Parameters
 
+REQUIRES = ("numpy",)
+
 
 class Row(NamedTuple):
     """One sequence of tokens; `second` is where the second segment begins, if there is one."""

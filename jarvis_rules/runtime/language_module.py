@@ -19,6 +19,8 @@ from .parameters import Parameters
 from .serving import Answer, answer_together, check_tensors, input_texts
 from .wordpiece import WordPiece
 
+REQUIRES = ("numpy",)
+
 MOST_ROWS = 4096
 LONGEST_TEXT = 1 << 22
 """Rows of one item, and characters of a text: what a request may ask of the server."""

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+REQUIRES = ("numpy",)
+
 FRAMES_AT_ONCE = 128
 """Bounds memory for recordings of any length; what so many frames need fits the CPU cache."""
 

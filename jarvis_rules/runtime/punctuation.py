@@ -25,8 +25,7 @@ from .parameters import Parameters
 from .serving import Answer
 from .wordpiece import first_pieces
 
-REQUIRES = ("numpy", "tokenizers")
-CARRIES = ("language_engine", "language_module", "parameters", "serving", "wordpiece")
+REQUIRES = ("numpy",)
 
 
 class WindowedText(NamedTuple):

@@ -28,11 +28,7 @@ from .question_answering import (
 from .serving import Answer as Tensors
 from .wordpiece import Pieces, Word
 
-REQUIRES = ("numpy", "tokenizers")
-CARRIES = (
-    "language_engine", "language_module", "parameters", "question_answering", "serving",
-    "wordpiece",
-)  # fmt: skip
+REQUIRES = ("numpy",)
 
 
 class TritonPythonModel(LanguageModule):

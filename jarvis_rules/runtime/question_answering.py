@@ -16,6 +16,8 @@ from tokenizers import pre_tokenizers
 from .language_engine import Row, softmax
 from .wordpiece import Pieces, Word, WordPiece, bert_normalizer
 
+REQUIRES = ("numpy", "tokenizers")
+
 _WORD = re.compile("[^ \t\r\n\u202f]+")
 """What NeMo takes for a word of a context."""
 

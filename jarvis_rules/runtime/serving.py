@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+REQUIRES = ("numpy",)
+
 Answer = Mapping[str, NDArray[Any]]
 T = TypeVar("T")
 

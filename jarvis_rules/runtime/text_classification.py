@@ -22,8 +22,7 @@ from .parameters import Parameters
 from .serving import Answer
 from .wordpiece import split_words
 
-REQUIRES = ("numpy", "tokenizers")
-CARRIES = ("language_engine", "language_module", "parameters", "serving", "wordpiece")
+REQUIRES = ("numpy",)
 
 
 class Text(NamedTuple):

@@ -21,10 +21,7 @@ from .parameters import Parameters
 from .serving import Answer
 from .word_labels import Span, TaggedText, best_labels, find_spans, prepare_words, span_tensors
 
-REQUIRES = ("numpy", "tokenizers")
-CARRIES = (
-    "language_engine", "language_module", "parameters", "serving", "word_labels", "wordpiece",
-)  # fmt: skip
+REQUIRES = ("numpy",)
 
 
 class Labelled(NamedTuple):

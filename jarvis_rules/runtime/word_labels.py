@@ -18,6 +18,8 @@ from .language_module import float_rows, place_rows, string_rows
 from .serving import Answer
 from .wordpiece import Word, WordPiece, first_pieces, split_words
 
+REQUIRES = ("numpy",)
+
 
 class TaggedText(NamedTuple):
     """A text as the engine takes it; `first` is where each word's first piece stands."""

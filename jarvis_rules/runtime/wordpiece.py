@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+REQUIRES = ("tokenizers",)
+
 _UNKNOWN = "[UNK]"
 _SPECIAL = (_UNKNOWN, "[SEP]", "[CLS]", "[PAD]", "[MASK]")
 _LONGEST_WORD = 100

@@ -23,15 +23,23 @@ from jarvis_rules.execution.executor import Executor
 from jarvis_rules.execution.workspace import lock_tree, open_executor
 from jarvis_rules.formats.key_source import Key
 from jarvis_rules.reporting.console import Console
+from jarvis_rules.rules.engine_plan import EngineRequest
 from jarvis_rules.rules.providers import DeclaredAction, PipelineInfo
 
 
 class Session:
     """The state behind every environment of one SCons run that builds into one `out`."""
 
-    def __init__(self, out: Path, gpus: Sequence[GpuTarget], check_determinism: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        gpus: Sequence[GpuTarget],
+        request: EngineRequest,
+        check_determinism: bool,
+    ) -> None:
         self.out = out
         self.gpus = tuple(gpus)
+        self.request = request
         self.check_determinism = check_determinism
         self.console = Console()
         self.pipelines: dict[str, PipelineInfo] = {}

@@ -18,29 +18,31 @@ from SCons.Variables import Variables
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.gpus import detect_gpu, find_gpus, load_gpus
 from jarvis_rules.core.registry import require_known
+from jarvis_rules.engines.engine import PRECISIONS, engine_names, find_engine
 from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
 from jarvis_rules.execution.delivery import Destination, delivered_paths
 from jarvis_rules.execution.process import install_signal_handlers
 from jarvis_rules.formats.key_source import Key, read_key
 from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names, require_name
-from jarvis_rules.rules.providers import DeclaredAction
-from jarvis_rules.rules.rules import (
+from jarvis_rules.rules.engine_plan import AUTO, EngineRequest, plan_engines
+from jarvis_rules.rules.engine_rules import (
     assemble_repository,
     build_engines,
-    build_pipeline,
-    export_model,
+    check_engines,
+    convert_graphs,
 )
+from jarvis_rules.rules.providers import DeclaredAction, PipelineInfo
+from jarvis_rules.rules.rules import build_pipeline, export_model
 from jarvis_rules.scons.session import Session
 from jarvis_rules.triton.publish import publish_release
 
 ALIASES = {
     "archives": "every model as .ejrvs",
     "jmirs": "every pipeline as .jmir",
-    "engines": "the engines for the GPU targets",
+    "engines": "the engines for the GPU targets, checked against their graphs",
     "repository": "the Triton model repositories, OUT/<gpu>/models",
     "deploy": "repository, and with DEST=DIR a release in DIR and DIR/current",
 }
-_PREFIXES = ("onnx", "rtx", "trt")
 _DETERMINISM = "determinism"
 _GC_THRESHOLD = 100_000
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,7 +84,14 @@ def _configure(env: Any) -> None:
         return
     variables = Variables(None, SCons.Script.ARGUMENTS)
     gpus = ",".join(load_gpus())
-    variables.Add("GPU", f"GPU targets, several with commas: {gpus}", "")
+    variables.Add(
+        "GPU", f"GPU targets, several with commas, one engine for several with `+`: {gpus}", ""
+    )
+    variables.Add("ENGINE", f"engine toolchain: {AUTO}, {', '.join(engine_names())}", AUTO)
+    variables.Add(
+        "PRECISION", f"precision of pipelines that ask for none: {', '.join(PRECISIONS)}", ""
+    )
+    variables.Add("TIMING_CACHE", "timing cache of an earlier build (ENGINE=tensorrt)", "")
     variables.Add("OUT", "folder of everything that is built", "out")
     variables.Add("DEST", "folder to publish a release of the repository to", "")
     variables.Add("CHECK", "`determinism`: run every action twice and compare the bytes", "")
@@ -104,7 +113,9 @@ def _configure(env: Any) -> None:
     gc.set_threshold(_GC_THRESHOLD)
     # Here, since only the main thread may: with several jobs the executor opens in another.
     install_signal_handlers()
-    session = _session(_out(env), _gpus(env["GPU"]), env["CHECK"] == _DETERMINISM)
+    session = _session(
+        _out(env), _gpus(env["GPU"]), _engine_request(env), env["CHECK"] == _DETERMINISM
+    )
     env["JARVIS_SESSION"] = session
     env["BUILDERS"]["JarvisAction"] = _builder()
     env["GPU"] = ",".join(gpu.name for gpu in session.gpus)
@@ -142,15 +153,27 @@ def _gpus(names: str) -> tuple[GpuTarget, ...]:
     return find_gpus(names) if names else (detect_gpu()[0],)
 
 
+def _engine_request(env: Any, engine: str | None = None) -> EngineRequest:
+    """Return what is asked for on the command line; a pipeline's own `engine` comes first."""
+    cache = env["TIMING_CACHE"]
+    return EngineRequest(
+        toolchain=engine or env["ENGINE"],
+        precision=env["PRECISION"] or None,
+        timing_cache=_one_file(env, cache, "a timing cache") if cache else None,
+    )
+
+
 @functools.cache
-def _session(out: Path, gpus: tuple[GpuTarget, ...], check_determinism: bool) -> Session:
+def _session(
+    out: Path, gpus: tuple[GpuTarget, ...], request: EngineRequest, check_determinism: bool
+) -> Session:
     SCons.Script.AddOption(
         "--require-cached",
         dest="require_cached",
         action="store_true",
         help="fail at the first action that is not in the cache, and say why.",
     )
-    return Session(out, gpus, check_determinism)
+    return Session(out, gpus, request, check_determinism)
 
 
 def _help_text(variables: Variables, env: Any) -> str:
@@ -160,6 +183,7 @@ def _help_text(variables: Variables, env: Any) -> str:
         f"Targets (default: deploy):\n{aliases}\nVariables:"
         f"{variables.GenerateHelpText(env, sort=True)}\n"
         "Examples:\n  scons deploy GPU=a100\n  scons deploy GPU=cpu,t4 OUT=/tmp/out\n"
+        "  scons deploy GPU=a100+l4 ENGINE=tensorrt_rtx PRECISION=fp16\n"
         "  scons deploy DEST=/srv/models\n"
         "  scons deploy --require-cached\n  scons deploy CHECK=determinism\n"
     )
@@ -296,13 +320,20 @@ def _key(env: Any, text: str | None) -> Key | None:
 
 
 def _pipeline(
-    env: Any, name: str, kind: str, models: Any = (), key: str | None = None, **options: Any
+    env: Any,
+    name: str,
+    kind: str,
+    models: Any = (),
+    key: str | None = None,
+    engine: str | None = None,
+    **options: Any,
 ) -> Any:
     """Declare a pipeline for every GPU target and return the nodes of its repositories.
 
     `models` is the model of the only slot, a list in the order of the slots, or a mapping from
     slot to model; a model is what `env.NemoModel` returned or the path of an `.ejrvs`, with `:KEY`
     behind it if it is encrypted. `key` encrypts the `.jmir`, as that of `env.NemoModel` the model.
+    `engine` is the toolchain of its engines, whatever ENGINE says.
     """
     session: Session = env["JARVIS_SESSION"]
     declared = find_pipeline(kind)
@@ -326,23 +357,38 @@ def _pipeline(
     session.pipelines[name] = info
     models_served = declared.model_names(name)
     # An engine's model is served under the name of what runs it, which its options may change.
-    engines_served = [f"jarvis-{prefix}-{model}" for prefix in _PREFIXES for model in models_served]
+    prefixes = [find_engine(known).prefix for known in engine_names()]
+    engines_served = [f"jarvis-{prefix}-{model}" for prefix in prefixes for model in models_served]
     session.declare_models(name, [*models_served, *engines_served])
     for option in declared.without_effect(options):
         session.console.note(f"pipeline `{name}`: option `{option}` has no effect here")
     _node(env, action, "jmirs")
-    repositories = []
-    for gpu in session.gpus:
-        root = session.out / gpu.name
-        engines = build_engines(info, gpu, root / f"{name}.engines.json", root / "engines" / name)
-        if engines.note is not None:
-            session.note_once(engines.note)
-        _node(env, engines.action, "engines")
-        repository = assemble_repository(
-            info, gpu, engines, root / "models", root / f"{name}.repository.json.action.json"
-        )
-        repositories += _node(env, repository.action, "repository")
-    return repositories
+    request = _engine_request(env, engine) if engine is not None else session.request
+    return [node for gpu in session.gpus for node in _repository(env, info, gpu, request)]
+
+
+def _repository(env: Any, pipeline: PipelineInfo, gpu: GpuTarget, request: EngineRequest) -> Any:
+    """Declare what makes the repository of a pipeline for one GPU target, and return its nodes."""
+    session: Session = env["JARVIS_SESSION"]
+    name, root = pipeline.name, session.out / gpu.name
+    plan = plan_engines(pipeline, gpu, request)
+    for note in plan.notes:
+        session.note_once(note)
+    graphs = None
+    if plan.converted():
+        variant = f"{name}.{plan.variant()}"
+        folder = session.out / "any"
+        manifest = folder / f"{variant}.graphs.json"
+        graphs = convert_graphs(pipeline, plan, manifest, folder / "graphs" / variant)
+        _node(env, graphs.action, "engines")
+    manifest = root / f"{name}.engines.json"
+    engines = build_engines(pipeline, plan, graphs, manifest, root / "engines" / name)
+    _node(env, engines.action, "engines")
+    check = check_engines(pipeline, plan, graphs, engines, root / f"{name}.check.json")
+    _node(env, check.action, "engines")
+    record = root / f"{name}.repository.json.action.json"
+    repository = assemble_repository(pipeline, plan, engines, check, root / "models", record)
+    return _node(env, repository.action, "repository")
 
 
 def _slots(env: Any, names: list[str], models: Any) -> dict[str, Path]:

@@ -15,7 +15,14 @@ from typing import Any
 from jarvis_rules.errors import UsageError
 from jarvis_rules.formats.archive import Archive, open_archive
 from jarvis_rules.formats.archive_writing import Member, write_archive
+from jarvis_rules.formats.engine_inputs import (
+    HINTS_MEMBER,
+    INPUTS_MEMBER,
+    dump_engine_inputs,
+    dump_precision_hints,
+)
 from jarvis_rules.formats.jmir import PIPELINE_MEMBER, dump_pipeline
+from jarvis_rules.pipelines._engine_options import choose_engines
 from jarvis_rules.pipelines.pipeline import ModelSource, SourceMember, find_pipeline
 from jarvis_rules.tools.program import key_of, run_tool
 
@@ -51,6 +58,11 @@ def build_jmir(request: Mapping[str, Any]) -> None:
         ]  # fmt: skip
         for name, source in composition.members.items():
             members += _members(name, source, archives)
+        for engine, inputs in composition.engine_inputs.items():
+            data = dump_engine_inputs(inputs)
+            members.append(
+                Member(f"{engine}/{INPUTS_MEMBER}", "engine", "sizes of the inputs", data=data)
+            )
         write_archive(
             OUTPUT,
             "jmir",
@@ -58,6 +70,7 @@ def build_jmir(request: Mapping[str, Any]) -> None:
                 "description": f"{kind.name} pipeline",
                 "name": composition.pipeline.name,
                 "kind": kind.name,
+                "engine_choices": choose_engines(kind, request["options"]).to_json(),
             },
             members,
             key_of(request, "pipeline"),
@@ -100,6 +113,10 @@ def _members(
         return
     archive, origin = archives[source.slot], f"`{source.member}` of {source.slot}"
     yield Member(name, role, origin, source=archive.source(source.member))
+    if role == "graph":
+        nodes = archive.manifest.metadata.get("full_precision", {}).get(source.member, ())
+        hints = str(PurePosixPath(name).with_name(HINTS_MEMBER))
+        yield Member(hints, "engine", f"hints of {origin}", data=dump_precision_hints(nodes))
     weights = PurePosixPath(f"{source.member}.data")
     if str(weights) in archive.manifest.files:
         # The graph refers to them by this name.

@@ -1,7 +1,8 @@
-"""The frame of every tool: read the request, do the work, report an error as data."""
+"""The frame of every tool: read the request, do the work, report phases and errors as data."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -20,15 +21,21 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 ERROR_FILE = "error.json"
+PROGRESS_FILE = "progress"
+PEAK_MEMORY_FILE = "peak_memory"
+PROGRESS_BYTES = 256
 
 
 def run_tool(work: Callable[[Mapping[str, Any]], None]) -> int:
     """Run `work` on the request named on the command line and return the exit code.
 
     The keys that the request announces are in its place of `keys`: `key_of` returns one.
-    A JarvisError is written to `error.json` for the executor, which knows the user's paths.
+    A JarvisError is written to `error.json` for the executor, which knows the user's paths. So is
+    the tool's peak memory to `peak_memory`.
     """
     _die_with_parent()
+    # Made here, so that `report_progress` writes in the folder of a tool and nowhere else.
+    Path(PROGRESS_FILE).touch()
     # In a sandbox `/tmp` is memory; the action's own folder is on the disk of the cache.
     tempfile.tempdir = str(Path.cwd())
     request = json.loads(Path(sys.argv[1]).read_bytes())
@@ -46,7 +53,42 @@ def run_tool(work: Callable[[Mapping[str, Any]], None]) -> int:
         }
         Path(ERROR_FILE).write_text(json.dumps(document), encoding="utf-8")
         return error.exit_code or EXIT_BUG
+    finally:
+        _write_peak_memory()
     return EXIT_OK
+
+
+def report_progress(phase: str, detail: str = "") -> None:
+    """Say what the tool is doing: `phase` in a few words, `detail` how far it is in that.
+
+    The file `progress` holds the last report only, and the executor looks at it now and then: so
+    reports may come as fast as a compiler's callbacks do, from any thread, and from a child that
+    shares the tool's current folder. Does nothing outside of a tool's folder.
+    """
+    line = "\t".join(" ".join(text.split()) for text in (phase, detail))
+    record = line.encode(errors="replace")[: PROGRESS_BYTES - 1].ljust(PROGRESS_BYTES - 1) + b"\n"
+    # Progress is for people: a build does not fail for it.
+    with contextlib.suppress(OSError):
+        file = os.open(PROGRESS_FILE, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            # One write of one size: no reader sees the rest of a longer line.
+            os.pwrite(file, record, 0)
+        finally:
+            os.close(file)
+
+
+def _write_peak_memory() -> None:
+    """Write the resident memory of the largest process of this tool at its peak, in MiB.
+
+    Of this process and of those that it has waited for. `ru_maxrss` of this one would not do: it
+    counts what the process that started the tool had in memory at that moment.
+    """
+    with contextlib.suppress(OSError, KeyError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        fields = dict(line.partition(":")[::2] for line in status.splitlines())
+        own = int(fields["VmHWM"].split()[0])
+        largest = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+        Path(PEAK_MEMORY_FILE).write_text(f"{-(-largest // 1024)}\n", encoding="ascii")
 
 
 def key_of(request: Mapping[str, Any], name: str) -> Key | None:

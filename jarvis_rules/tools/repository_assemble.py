@@ -1,7 +1,8 @@
 """RepositoryAssemble: a `.jmir` and its engines → Triton models, and their manifest.
 
-Request: `jmir`, `engines` (manifest) and `engine_files` (folder): input paths; `backends`: names
-of the runtime modules that the pipeline may use. Key: `pipeline`, of an encrypted `.jmir`.
+Request: `jmir`, `engines` (manifest), `engine_files` (folder) and `check` (report): input paths;
+`backends`: names of the runtime modules that the pipeline may use. Key: `pipeline`, of an encrypted
+`.jmir`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jarvis_rules.triton.repository import (
     write_repository,
 )
 
+TIMING_CACHE = "timing.cache"
 MANIFEST = Path("outputs/repository.json")
 TREE = Path("outputs/models")
 
@@ -34,16 +36,19 @@ def assemble_repository(request: Mapping[str, Any]) -> None:
     """Write the models, lint them, and write the manifest."""
     document = json.loads(Path(request["engines"]).read_bytes())
     validate(document, "engines", request["engines"])
+    checks = json.loads(Path(request["check"]).read_bytes())
+    validate(checks, "check", request["check"])
     folder = Path(request["engine_files"])
     engines = {
         name: EngineFile(
             find_engine(description["toolchain"]).prefix,
-            description,
+            {**description, "check": checks["engines"][name]},
             folder / name / description["file"],
             tuple(
                 folder / file
                 for file in document["files"]
-                if file.startswith(f"{name}/") and file != f"{name}/{description['file']}"
+                if file.startswith(f"{name}/")
+                and file not in (f"{name}/{description['file']}", f"{name}/{TIMING_CACHE}")
             ),
         )
         for name, description in document["engines"].items()

@@ -27,8 +27,8 @@ from jarvis_rules.triton.interpreter import (
     library_name,
     obtain_shared_library,
 )
+from jarvis_rules.triton.runtime_requirements import LOCK_FILE
 
-LOCK_FILE = Path(__file__).with_name("serving-requirements.txt")
 RECIPE = 2
 """Counts changes to how an environment is made that the lock file does not show."""
 

@@ -106,7 +106,8 @@ def _lint_placement(model: Model) -> Iterator[LintFinding]:
     from tritonclient.grpc import model_config_pb2
 
     for key, value in sorted(model.config.parameters.items()):
-        if _is_absolute_path(value.string_value):
+        # Its packages lie where the server's owner put them.
+        if key != "EXECUTION_ENV_PATH" and _is_absolute_path(value.string_value):
             yield LintFinding(
                 "config.absolute-path",
                 model.name,

@@ -16,6 +16,8 @@ import pytest
 
 import jarvis_rules
 from jarvis_rules.core.gpus import load_gpus
+from jarvis_rules.engines.engine import engine_names
+from jarvis_rules.pipelines._engine_options import PRECISION, engine_options
 from jarvis_rules.pipelines.pipeline import find_pipeline, pipeline_names
 
 PACKAGE = Path(jarvis_rules.__file__).parent
@@ -213,8 +215,20 @@ def first_column(document: Path, heading: str) -> list[str]:
 @pytest.mark.parametrize("kind", pipeline_names())
 def test_options_of_pipelines_are_documented(kind, heading, effect):
     document = DOCS / "reference" / f"{kind}.md"
+    shared = {PRECISION.name, *(option.name for option in engine_options("nn"))}
     options = [option.name for option in find_pipeline(kind).options if option.effect == effect]
-    assert first_column(document, heading) == options
+    assert first_column(document, heading) == [name for name in options if name not in shared]
+    assert effect != "used" or shared <= {*options}
+
+
+def test_options_of_engines_are_documented():
+    options = [PRECISION.name, *(option.name for option in engine_options("nn"))]
+    assert first_column(DOCS / "reference" / "engines.md", "Options") == options
+
+
+def test_engine_toolchains_are_documented():
+    toolchains = first_column(DOCS / "reference" / "engines.md", "Toolchains")
+    assert sorted(toolchains) == sorted(engine_names())
 
 
 def test_gpu_targets_are_documented():

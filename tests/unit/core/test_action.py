@@ -87,8 +87,21 @@ def test_content_is_in_the_key():
 
 
 def test_result_round_trip():
-    result = ActionResult({"a": digest_bytes(b"a")}, digest_bytes(b"log"), 1.5)
-    assert ActionResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    result = ActionResult({"a": digest_bytes(b"a")}, digest_bytes(b"log"), 1.5, True, 812)
+    document = json.loads(json.dumps(result.to_json()))
+    again = ActionResult.from_json(document)
+    assert again == result
+    assert (again.seconds, again.confined, again.peak_memory_mib) == (1.5, True, 812)
+
+
+@pytest.mark.parametrize("peak", [{}, {"peak_memory_mib": None}, {"peak_memory_mib": "much"}])
+def test_a_result_without_a_peak_is_read(peak):
+    result = ActionResult({"a": digest_bytes(b"a")}, digest_bytes(b"log"))
+    document = result.to_json()
+    del document["peak_memory_mib"]
+    again = ActionResult.from_json({**document, **peak})
+    assert again == result
+    assert again.peak_memory_mib is None
 
 
 @pytest.mark.parametrize("document", [{}, [], None, {"version": 2}, {"version": 1, "outputs": []}])

@@ -23,6 +23,8 @@ EXTRA = {
     "nemo_export": entry_modules("jarvis_rules.exporters"),
     "jmir_build": ("jarvis_rules.pipelines.speech_recognition",),
     "engine_build": ("jarvis_rules.engines.onnxruntime",),
+    "engine_check": ("jarvis_rules.engines.onnxruntime",),
+    "precision_convert": (),
     "repository_assemble": (
         "jarvis_rules.engines.onnxruntime",
         "jarvis_rules.runtime.ctc_decoder",

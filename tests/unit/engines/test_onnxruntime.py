@@ -8,9 +8,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from jarvis_rules.core.gpus import find_gpu
-from jarvis_rules.engines.engine import Engine, find_engine
+from jarvis_rules.engines.engine import Engine, EngineSpec, find_engine
 from jarvis_rules.errors import JarvisError, UsageError
 from jarvis_rules.formats.archive import open_archive
+from jarvis_rules.onnx_graph.comparison import compare, run_graph
 
 ENGINE = find_engine("onnxruntime")
 CPU = find_gpu("cpu")
@@ -37,7 +38,7 @@ def save(path, node="Identity", kind=TensorProto.FLOAT, shape=("batch", 3), **at
 
 
 def test_the_graph_is_served_as_it_is(graph, tmp_path):
-    built = ENGINE.build(graph, tmp_path / "model.onnx", CPU)
+    built = ENGINE.build(EngineSpec(graph, CPU), tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_bytes() == graph.read_bytes()
     assert built.portable
     assert built.executed == "CPUExecutionProvider, on zeros"
@@ -49,10 +50,43 @@ def test_the_graph_is_served_as_it_is(graph, tmp_path):
 
 
 def test_another_target_is_not_said_to_be_executed(graph, tmp_path):
-    built = ENGINE.build(graph, tmp_path / "model.onnx", find_gpu("a100"))
+    built = ENGINE.build(EngineSpec(graph, find_gpu("a100")), tmp_path / "model.onnx")
     assert built.executed == "not executed on this target"
-    assert ENGINE.note(CPU) is None
-    assert "not executed" in ENGINE.note(find_gpu("a100"))
+
+
+@pytest.mark.parametrize("level", ["basic", "extended", "all"])
+def test_optimised_beforehand_it_computes_the_same(graph, tmp_path, level):
+    """The level `all` lays the graph out for a CPU, so that it is portable no more."""
+    first, second = tmp_path / "model.onnx", tmp_path / "again.onnx"
+    spec = EngineSpec(graph, CPU, options={"graph_optimization": level})
+    built = ENGINE.build(spec, first)
+    assert ENGINE.build(spec, second).portable is (level != "all") is built.portable
+    assert first.read_bytes() == second.read_bytes() != graph.read_bytes()
+    domains = {node.domain for node in onnx.load(first).graph.node}
+    assert level != "basic" or domains <= {"", "ai.onnx"}
+    rng = np.random.default_rng(0)
+    inputs = {
+        "audio_signal": rng.standard_normal((2, 64, 48)).astype("float32"),
+        "length": np.array([48, 20]),
+    }
+    plain, optimised = (run_graph(path, inputs, "onnxruntime") for path in (graph, first))
+    assert all(found.is_within for found in compare(plain, optimised, "fp32"))
+
+
+def test_a_half_precision_graph_is_not_optimised_here(graph, tmp_path):
+    """On a CPU ONNX Runtime turns half precision into float32, and would write that down."""
+    spec = EngineSpec(graph, CPU, "fp16", options={"graph_optimization": "basic"})
+    with pytest.raises(UsageError, match="float32 arithmetic") as caught:
+        ENGINE.build(spec, tmp_path / "model.onnx")
+    assert caught.value.slug == "engine.cpu-optimization"
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_bf16_is_refused_with_the_way_out():
+    with pytest.raises(UsageError, match="bf16 cannot run everywhere") as caught:
+        ENGINE.check_target(find_gpu("a100"), "bf16")
+    assert caught.value.slug == "precision.unsupported"
+    assert "ENGINE=tensorrt_rtx" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -66,7 +100,9 @@ def test_another_target_is_not_said_to_be_executed(graph, tmp_path):
     ],
 )
 def test_tensor_types(tmp_path, kind, dtype):
-    built = ENGINE.build(save(tmp_path / "g.onnx", kind=kind), tmp_path / "model.onnx", CPU)
+    built = ENGINE.build(
+        EngineSpec(save(tmp_path / "g.onnx", kind=kind), CPU), tmp_path / "model.onnx"
+    )
     assert built.inputs == ({"name": "x", "dtype": dtype, "dims": [-1, 3]},)
 
 
@@ -74,7 +110,7 @@ def test_tensor_types(tmp_path, kind, dtype):
 def test_a_type_that_no_pipeline_knows_is_refused(tmp_path, kind):
     path = save(tmp_path / "g.onnx", kind=kind)
     with pytest.raises(JarvisError, match=r"the tensor `x` is a tensor\(") as caught:
-        ENGINE.build(path, tmp_path / "model.onnx", CPU)
+        ENGINE.build(EngineSpec(path, CPU), tmp_path / "model.onnx")
     assert (caught.value.slug, caught.value.where) == ("engine.dtype", str(path))
     assert not (tmp_path / "model.onnx").exists()
 
@@ -99,7 +135,7 @@ def fails_when_run(path):
 def test_what_it_cannot_run_is_refused(graph, tmp_path, damage):
     damage(graph)
     with pytest.raises(JarvisError, match="refuses the graph") as caught:
-        ENGINE.build(graph, tmp_path / "model.onnx", CPU)
+        ENGINE.build(EngineSpec(graph, CPU), tmp_path / "model.onnx")
     assert (caught.value.slug, caught.value.where) == ("engine.onnxruntime", str(graph))
     assert not (tmp_path / "model.onnx").exists()
 
@@ -107,7 +143,7 @@ def test_what_it_cannot_run_is_refused(graph, tmp_path, damage):
 def test_a_read_only_graph_gives_a_file_of_its_own(graph, tmp_path):
     """The executor stages a hard link to the content store."""
     graph.chmod(0o444)
-    ENGINE.build(graph, tmp_path / "model.onnx", CPU)
+    ENGINE.build(EngineSpec(graph, CPU), tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").stat().st_ino != graph.stat().st_ino
     assert np.frombuffer(graph.read_bytes(), "u1").size == (tmp_path / "model.onnx").stat().st_size
 

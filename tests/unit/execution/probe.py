@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from jarvis_rules import errors
-from jarvis_rules.tools.program import run_tool
+from jarvis_rules.tools.program import report_progress, run_tool
 
 OUT = Path("outputs/out")
 
@@ -25,6 +25,12 @@ def work(request):
         case {"report": str(pipe)}:
             Path(pipe).write_text(str(os.getpid()))
             signal.pause()
+        case {"phase": str(phase), "until": str(pipe)}:
+            report_progress(phase)
+            Path(pipe).read_text()
+        case {"random": True}:
+            OUT.write_bytes(os.urandom(8))
+            return
         case {"write": dict(files)}:
             for name, text in files.items():
                 path = Path("outputs", name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 from jarvis_rules.core.digest import digest_bytes
 from jarvis_rules.execution.execution_log import ExecutionLog, LogEntry, read_last_build
@@ -29,10 +30,16 @@ def test_lines(tmp_path):
             "target": "asr",
             "outcome": "cached",
             "seconds": 1.235,
+            "peak_memory_mib": None,
             "inputs": {"b": str(DIGEST)},
             "outputs": {"a": str(DIGEST)},
         },
     ]
+
+
+def test_the_peak_memory_of_an_executed_action():
+    document = replace(entry(), outcome="executed", peak_memory_mib=812).to_json()
+    assert document["peak_memory_mib"] == 812
 
 
 def test_the_last_build_is_read(tmp_path):

@@ -23,16 +23,20 @@ from jarvis_rules.core.action import (
     FileInput,
     MemberInput,
     Output,
+    Resources,
     StoredInput,
     TreeInput,
 )
 from jarvis_rules.core.digest import digest_bytes, digest_file
+from jarvis_rules.core.events import ActionProgress
 from jarvis_rules.core.toolchain import Toolchain
 from jarvis_rules.errors import IntegrityError, JarvisBug, JarvisError, ToolchainError, UsageError
 from jarvis_rules.execution import file_digests
 from jarvis_rules.execution.delivery import Destination, is_intact
 from jarvis_rules.execution.execution_log import read_last_build
 from jarvis_rules.execution.file_digests import FileStamp
+from jarvis_rules.execution.gpu_devices import GpuDevices
+from jarvis_rules.execution.replay import replay
 from jarvis_rules.execution.sandbox import NoSandbox
 from jarvis_rules.execution.store import Store
 from jarvis_rules.formats.archive import open_archive
@@ -61,8 +65,8 @@ class OverlaySandbox(NoSandbox):
 
     overlay: Path
 
-    def command(self, argv, folder, environment, read_only=()):
-        launch = super().command(argv, folder, environment, read_only)
+    def command(self, argv, folder, environment, **more):
+        launch = super().command(argv, folder, environment, **more)
         return replace(launch, environment={**environment, "PYTHONPATH": str(self.overlay)})
 
 
@@ -117,7 +121,7 @@ def test_the_tool_sees_its_inputs_and_nothing_else(executor, probe, overlay, fil
     assert found == {
         "environment": {**ENVIRONMENT, "PYTHONPATH": str(overlay)},
         "inputs": {"x/y.nemo": "model"},
-        "here": ["inputs", "log.txt", "outputs", "request.json"],
+        "here": ["inputs", "log.txt", "outputs", "progress", "request.json"],
         "stdin": "",
     }
 
@@ -248,7 +252,7 @@ def test_threads_share_an_executor(executor, probe):
 def finish(monkeypatch, meanwhile):
     """Let the tool do nothing but what happens `meanwhile`."""
 
-    def run(_sandbox, _action, folder, _names, _since, _keys):
+    def run(_sandbox, _action, folder, _names, **_):
         meanwhile()
         (folder / "log.txt").touch()
         (folder / "outputs" / "out").touch()
@@ -492,6 +496,9 @@ def test_the_log_tells_every_outcome(executor, probe, file, tmp_path):
     assert lines[0]["key"] == executed.key.sha256
     assert lines[0]["inputs"]["inputs/x"] == str(digest_bytes(b"model"))
     assert lines[0]["outputs"] == {"out": str(executed.result.outputs["out"])}
+    peaks = [line["peak_memory_mib"] for line in lines]
+    assert peaks == [executed.result.peak_memory_mib, None, None, None]
+    assert peaks[0] > 0
     kinds = [type(event).__name__ for event in executor.events.received]
     assert kinds == [
         "ActionStarted",
@@ -502,6 +509,67 @@ def test_the_log_tells_every_outcome(executor, probe, file, tmp_path):
     assert [e.outcome for e in executor.events.received if hasattr(e, "outcome")] == [
         line["outcome"] for line in lines
     ]
+
+
+def test_phases_become_events(executor, probe, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    phases = []
+
+    class Events:
+        def receive(self, event):
+            if isinstance(event, ActionProgress):
+                phases.append((event.mnemonic, event.target, event.phase, event.detail))
+                assert event.seconds > 0
+                if len(phases) == 1:
+                    pipe.write_text("seen")
+
+    executor.events = Events()
+    executor.run(probe({"phase": "Compiling", "until": str(pipe)}))
+    assert set(phases) == {("Probe", "it", "Compiling", "")}
+
+
+def test_a_result_that_is_the_same_twice_is_told(executor, probe):
+    executor.check_determinism = True
+    executor.run(probe({"write": {"out": "x"}}))
+    kinds = [type(event).__name__ for event in executor.events.received]
+    assert kinds == ["ActionStarted", "ActionStarted", "ActionCompared", "ActionFinished"]
+
+
+def test_a_result_that_differs_is_not_kept(executor, probe):
+    executor.check_determinism = True
+    spec = probe({"random": True})
+    with pytest.raises(JarvisError, match="gave other bytes the second time: out"):
+        executor.run(spec)
+    assert not any((executor.store.root / "ac").rglob("*.json"))
+    kinds = [type(event).__name__ for event in executor.events.received]
+    assert "ActionCompared" not in kinds
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_an_action_that_asks_for_a_gpu_gets_what_is_there(
+    executor, probe, tmp_path, monkeypatch, gpus
+):
+    devices, given = GpuDevices((Path("/dev/null"),), ()), []
+    monkeypatch.setattr("jarvis_rules.execution.tool_run.find_gpu_devices", lambda: devices)
+    real = OverlaySandbox.command
+
+    def command(*args, gpu=None):
+        given.append(gpu)
+        return real(*args)
+
+    monkeypatch.setattr(OverlaySandbox, "command", command)
+    spec = probe({"write": {"out": "x"}}, resources=Resources(gpus=gpus))
+    executed = executor.run(spec, Destination(tmp_path / "x", record=tmp_path / "x.action.json"))
+    assert given == [devices if gpus else None]
+    record = json.loads((tmp_path / "x.action.json").read_text())
+    assert record["gpus"] == gpus
+    replayed = replay(executor, tmp_path / "x.action.json", keep=False)
+    assert (replayed.error, replayed.differing) == (None, ())
+    assert given == [devices if gpus else None] * 2
+    # What an action needs of the machine is no part of its key.
+    assert executed.key == spec.resolve({}).key()
 
 
 # Processes

@@ -121,7 +121,7 @@ def sealed(tmp_path):
 def copying(monkeypatch):
     """Return the spec of an action that copies its input, by a tool that runs right here."""
 
-    def run(_sandbox, _action, folder, _names, _since, _keys):
+    def run(_sandbox, _action, folder, _names, **_):
         (folder / "log.txt").touch()
         staged = folder / "inputs" / "graph.onnx"
         (folder / "outputs" / "out").write_bytes(b"made of " + staged.read_bytes())

@@ -62,6 +62,28 @@ import os, sys, time
 from jarvis_rules.tools.program import run_tool
 sys.exit(run_tool(lambda _: (os.write(int(sys.argv[2]), b"."), time.sleep(60))))
 """
+# A compiler: the tool forks a child, that starts a program, and both stay in C code for an hour
+# and ignore SIGTERM.
+COMPILER = """
+import hashlib, os, signal, subprocess, sys
+from jarvis_rules.tools.program import run_tool
+BUSY = '''
+import hashlib, os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(int(sys.argv[1]), b".")
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+'''
+def build(_):
+    pipe = sys.argv[2]
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen([sys.executable, "-c", BUSY, pipe], pass_fds=[int(pipe)])
+        os.write(int(pipe), b".")
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    os.waitpid(child, 0)
+sys.exit(run_tool(build))
+"""
 # What `scons` and a command have in common: a program that runs a tool and handles signals.
 PROGRAM = """
 import signal, sys, threading
@@ -301,6 +323,23 @@ def test_a_cancellation_before_the_start_counts_from_when_the_action_began(tmp_p
     assert python(tmp_path, "pass") == 0
 
 
+def test_the_caller_is_asked_while_the_tool_runs(tmp_path, pipe):
+    """Whatever it raises ends the tool."""
+    calls = []
+
+    def on_poll():
+        calls.append(1)
+        if len(calls) == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        python(tmp_path, TREE, pipe.writer, "-", pass_fds=[pipe.writer], on_poll=on_poll)
+    pipe.close_writer()
+    pipe.drain()
+    assert pipe.seconds_until_gone() < GONE_SECONDS
+    assert len(calls) == 3
+
+
 def test_an_exception_in_the_waiting_thread_ends_the_tool(tmp_path, pipe, monkeypatch):
     def interrupted(*_):
         pipe.await_tree()
@@ -344,6 +383,19 @@ def test_signals_end_the_tools_of_a_program(tmp_path, pipe, style, number):
         assert sorted(output.split()) == ["cancelled", "noted"]
     else:
         assert "KeyboardInterrupt" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("style", ["main", "scons"])
+def test_signals_end_what_is_busy_in_c(tmp_path, pipe, sandbox, style, number):
+    tool = (COMPILER, "request.json", str(pipe.writer))
+    with start_program(tmp_path, pipe, style, sandbox.name, *tool) as program:
+        pipe.await_tree()
+        pipe.close_writer()
+        program.send_signal(number)
+        assert pipe.seconds_until_gone() < GONE_SECONDS
+        output = program.communicate(timeout=5)[0]
+    assert ("cancelled" if style == "scons" else "KeyboardInterrupt") in output
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -18,7 +18,8 @@ from jarvis_rules.formats.key_source import Key
 from jarvis_rules.onnx_graph import graph as graph_module
 from jarvis_rules.onnx_graph.graph import Graph
 from jarvis_rules.rules.providers import PipelineInfo
-from jarvis_rules.rules.rules import assemble_repository, build_engines
+from jarvis_rules.rules.engine_plan import EngineRequest, plan_engines
+from jarvis_rules.rules.engine_rules import assemble_repository, build_engines, check_engines
 from jarvis_rules.tools.jmir_build import build_jmir
 from jarvis_rules.tools.nemo_export import export_nemo
 
@@ -125,9 +126,10 @@ def test_both_files_reach_the_repository(pipeline, executor, tmp_path, key):
     with open_archive(jmir, key=key) as archive:
         assert archive.manifest.files[member]["role"] == "weights"
         weights = archive.read(member)
-    cpu, out = find_gpu("cpu"), tmp_path / "out"
+    out = tmp_path / "out"
     info = PipelineInfo("asr", "speech_recognition", jmir, key)
-    engines = build_engines(info, cpu, out / "asr.engines.json", out / "engines")
+    plan = plan_engines(info, find_gpu("cpu"), EngineRequest())
+    engines = build_engines(info, plan, None, out / "asr.engines.json", out / "engines")
     executed = executor.run(engines.action.spec, engines.action.destination)
     assert f"inputs/{member}" in executed.action.inputs
     document = json.loads(engines.manifest.read_bytes())
@@ -135,7 +137,9 @@ def test_both_files_reach_the_repository(pipeline, executor, tmp_path, key):
         "acoustic_model/model.onnx", f"acoustic_model/{WEIGHTS}"
     ]  # fmt: skip
     assert document["engines"]["acoustic_model"]["graph_data"]
-    repository = assemble_repository(info, cpu, engines, out / "models", None)
+    check = check_engines(info, plan, None, engines, out / "asr.check.json")
+    executor.run(check.action.spec, check.action.destination)
+    repository = assemble_repository(info, plan, engines, check, out / "models", None)
     executor.run(repository.action.spec, repository.action.destination)
     found = list((out / "models").glob(f"*/1/{WEIGHTS}"))
     assert [path.read_bytes() for path in found] == [weights]
@@ -147,9 +151,9 @@ def test_both_files_reach_the_repository(pipeline, executor, tmp_path, key):
 
 def test_other_weights_are_another_action(pipeline, executor, tmp_path):
     jmir = pipeline({})
-    spec = build_engines(
-        PipelineInfo("asr", "speech_recognition", jmir), find_gpu("cpu"), Path("m"), Path("e")
-    ).action.spec
+    info = PipelineInfo("asr", "speech_recognition", jmir)
+    plan = plan_engines(info, find_gpu("cpu"), EngineRequest())
+    spec = build_engines(info, plan, None, Path("m"), Path("e")).action.spec
     source = spec.inputs["acoustic_model/model_graph.onnx"]
     assert source == MemberInput(jmir, "acoustic_model/model_graph.onnx")
     executed = executor.run(spec, Destination(tmp_path / "m", tmp_path / "e"))

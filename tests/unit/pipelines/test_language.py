@@ -168,10 +168,10 @@ def test_windows_fit_a_model_with_few_positions(compose, sources):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_old_options_are_accepted_and_marked(compose, kind):
-    options = {"tokenizer__max_batch_size": 4, "nn__use_trt_fp32": True}
+    options = {"tokenizer__max_batch_size": 4, "postprocessor__max_batch_size": 4}
     pipeline = compose(kind, **options).pipeline
     marked = {o.name for o in pipeline.options if o.origin == "no-effect"}
-    assert marked == {"tokenizer.max_batch_size", "nn.use_trt_fp32"}
+    assert marked == {"tokenizer.max_batch_size", "postprocessor.max_batch_size"}
 
 
 DAMAGES = [

@@ -28,7 +28,7 @@ OPTIONS = (
     Option("later", bool, False, "something great", effect="planned"),
     Option("later.text", str, None, "something greater", effect="planned"),
 )
-KIND = PipelineKind("test", "", (), OPTIONS, (), (), lambda _: (), lambda *_: None)
+KIND = PipelineKind("test", "", (), OPTIONS, {}, (), lambda _: (), lambda *_: None)
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
@@ -166,7 +166,7 @@ def test_every_pipeline_declares_itself_well(name):
     for option in kind.options:
         assert option.help
         assert option.default is None or option.parse(option.default) == option.default
-        assert not option.choices or option.default in option.choices
+        assert not option.choices or option.default in (None, *option.choices)
 
 
 def test_a_file_without_a_pipeline_is_named():

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from jarvis_rules.core.gpus import find_gpu
-from jarvis_rules.engines.engine import find_engine
+from jarvis_rules.engines.engine import EngineSpec, find_engine
 from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.jmir import read_pipeline
@@ -125,7 +125,7 @@ def built_repository(tmp_path_factory, jmir):
         pipeline = read_pipeline(archive)
         graph, file = root / "graph.onnx", root / "model.onnx"
         archive.extract("acoustic_model/model_graph.onnx", graph)
-        built = engine.build(graph, file, gpu)
+        built = engine.build(EngineSpec(graph, gpu), file)
         description = {
             "backend": engine.backend,
             "file": engine.file,

@@ -9,7 +9,9 @@ import types
 
 import numpy as np
 import pytest
-from runtime_testing import RUNTIME, carried_modules
+from runtime_testing import RUNTIME
+
+from jarvis_rules.triton.repository import carried_modules
 
 
 class Tensor:
@@ -69,8 +71,7 @@ def import_carried(tmp_path, monkeypatch):
     def laid_out(module):
         package = tmp_path / "version" / "jarvis_runtime"
         package.mkdir(parents=True)
-        carries, _ = carried_modules(module)
-        for name in (module, *carries):
+        for name in carried_modules(module):
             shutil.copy(RUNTIME / f"{name}.py", package)
         monkeypatch.syspath_prepend(package.parent)
         return importlib.import_module(f"{package.name}.{module}")

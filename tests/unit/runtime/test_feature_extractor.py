@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from runtime_testing import MODELS, featurizer_buffers, recorded, undeclared
+from runtime_testing import MODELS, featurizer_buffers, recorded
 
 from jarvis_rules.runtime import feature_extractor
 from jarvis_rules.runtime.feature_extractor import TritonPythonModel
@@ -200,7 +200,3 @@ def test_module_runs_from_what_it_carries(triton, folder, import_carried):
     loaded.initialize(arguments(folder, PARAMETERS))
     (response,) = loaded.execute([request_of(triton, np.zeros((1, 900)), [[900]])])
     assert response.tensors["AUDIO_FEATURES_LENGTH"].tolist() == [[6]]
-
-
-def test_declarations_are_complete():
-    assert undeclared("feature_extractor") == (set(), set())

@@ -15,7 +15,6 @@ from language_testing import (
     texts,
     write_model,
 )
-from runtime_testing import undeclared
 
 MARKS, CAPITALS = ["O", ",", ".", "?"], ["O", "U"]
 PUNCT, CAPIT = scrambled(4, seed=1), scrambled(2, seed=2)
@@ -180,7 +179,3 @@ def test_a_text_that_asks_too_much_is_refused_alone(triton, model):
 def test_windows_that_leave_words_out_are_refused(model, changes):
     with pytest.raises(ValueError, match="leave nothing of a window of 20 tokens"):
         model(**changes)
-
-
-def test_declarations_are_complete():
-    assert undeclared("punctuation") == (set(), set())

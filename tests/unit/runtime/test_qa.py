@@ -8,7 +8,6 @@ import numpy as np
 import plain_question_answering as plain
 import pytest
 from language_testing import VOCABULARY, decoded, install_engine, load, texts, write_model
-from runtime_testing import undeclared
 from tokenizers import pre_tokenizers
 
 from jarvis_rules.runtime import wordpiece
@@ -181,7 +180,3 @@ def test_a_question_may_leave_no_room(triton, model):
 def test_pieces_are_brought_back_to_the_words(text, words, expected):
     start, end = project(text, words, lowercase=True)
     assert words[start:end] == expected
-
-
-def test_declarations_are_complete():
-    assert undeclared("qa") == (set(), set())

@@ -13,7 +13,6 @@ from language_testing import (
     texts,
     write_model,
 )
-from runtime_testing import undeclared
 
 from jarvis_rules.runtime.language_engine import Row, fill
 from jarvis_rules.runtime.word_labels import Span, find_spans
@@ -234,11 +233,6 @@ def test_rows_are_filled():
         "token_type_ids": [[0, 0, 1, 0], [0, 0, 0, 0]],
     }
     assert all(array.dtype == np.int64 for array in filled.values())
-
-
-@pytest.mark.parametrize("backend", LOADS)
-def test_declarations_are_complete(backend):
-    assert undeclared(backend) == (set(), set())
 
 
 @pytest.mark.usefixtures("triton")

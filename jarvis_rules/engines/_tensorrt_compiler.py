@@ -1,0 +1,168 @@
+"""Compiles a checked graph: logger, progress, parser, profiles, configuration, serialisation.
+
+Written against one interface that TensorRT 10.x, 11.x and TensorRT-RTX share; what differs is in
+the `Compiler` of each toolchain. Runs in the child process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jarvis_rules.engines._tensorrt_graph_checks import check_graph
+from jarvis_rules.engines._tensorrt_messages import builder_error, parser_error, unknown_operators
+from jarvis_rules.engines._tensorrt_profiles import make_profiles
+from jarvis_rules.engines.engine import BuiltEngine, EngineSpec, Profile
+from jarvis_rules.errors import JarvisError, ToolchainError
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """What is particular to one of the toolchains.
+
+    `load()` imports and returns its module; `configure(trt, config, spec)` sets what the others
+    have not; `finish(trt, config, engine)` writes what belongs beside the engine;
+    `describe(trt, spec)` returns what there is to say of one, but for tensors and profiles.
+    """
+
+    name: str
+    load: Callable[[], Any]
+    configure: Callable[[Any, Any, EngineSpec], None]
+    finish: Callable[[Any, Any, Path], None]
+    describe: Callable[[Any, EngineSpec], Mapping[str, Any]]
+
+
+def compile_engine(compiler: Compiler, spec: EngineSpec, engine: Path) -> BuiltEngine:
+    """Check the graph, compile it, and write the engine; JarvisError where it is refused."""
+    spec.report("Checking the graph")
+    graph = check_graph(spec.graph, spec.gpu.memory_gib)
+    mode = str(spec.options.get("shape_profiles", "dynamic"))
+    profiles = make_profiles(graph.inputs, spec.inputs, mode)
+    spec.report(f"Loading {compiler.name}")
+    trt = _load(compiler)
+    title = f"{compiler.name} {trt.__version__}"
+    print(title, flush=True)
+    logger = _make_logger(trt)
+    builder = trt.Builder(logger)
+    if builder is None:
+        raise builder_error(title, logger.errors, spec.precision)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    spec.report("Parsing the graph")
+    unknown = [name for name in graph.operators if not parser.supports_operator(name)]
+    if unknown:
+        raise unknown_operators(title, unknown)
+    if not parser.parse_from_file(str(spec.graph)):
+        raise parser_error(title, (parser.get_error(i) for i in range(parser.num_errors)))
+    config = builder.create_builder_config()
+    _add_profiles(builder, config, profiles, lambda: logger.errors, title, spec.precision)
+    config.progress_monitor = _make_monitor(trt, spec.report)
+    compiler.configure(trt, config, spec)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise builder_error(title, logger.errors, spec.precision)
+    spec.report("Writing the engine")
+    with engine.open("wb") as file:
+        file.write(plan)
+    compiler.finish(trt, config, engine)
+    return BuiltEngine(
+        toolchain_version=trt.__version__,
+        inputs=_describe_all(network.get_input(i) for i in range(network.num_inputs)),
+        outputs=_describe_all(network.get_output(i) for i in range(network.num_outputs)),
+        profiles=profiles,
+        **compiler.describe(trt, spec),
+    )
+
+
+def _load(compiler: Compiler) -> Any:
+    try:
+        return compiler.load()
+    except ImportError as error:
+        raise ToolchainError(
+            f"{compiler.name} cannot be loaded: {error}",
+            slug="engine.compiler-missing",
+            hint="install it whole, its libraries too: docs/reference/engines.md",
+        ) from None
+
+
+def _network_flags(trt: Any) -> int:
+    """Return the flags for types that are the graph's own; always so where there is no flag."""
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if typed is None else 1 << int(typed)
+
+
+def _add_profiles(
+    builder: Any,
+    config: Any,
+    profiles: Iterable[Profile],
+    errors: Callable[[], list[str]],
+    title: str,
+    precision: str,
+) -> None:
+    for profile in profiles:
+        shapes = builder.create_optimization_profile()
+        for name, sizes in profile.items():
+            shapes.set_shape(name, sizes["min"], sizes["opt"], sizes["max"])
+        if config.add_optimization_profile(shapes) < 0:
+            raise builder_error(title, errors(), precision)
+
+
+def _make_logger(trt: Any) -> Any:
+    """Return a logger that prints warnings and errors, and keeps the errors."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]  # no stubs
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity > trt.ILogger.Severity.WARNING:
+                return
+            print(message, flush=True)
+            # The parser's own account of an error is structured, and read from it.
+            if severity <= trt.ILogger.Severity.ERROR and "ModelImporter.cpp" not in message:
+                self.errors.append(message)
+
+    return Logger()
+
+
+def _make_monitor(trt: Any, report: Callable[[str], None]) -> Any:
+    """Return a monitor that reports the phases by name.
+
+    Steps say nothing of the time: "Determining refit engines" has none and takes most of it.
+    """
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # no stubs
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            report(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()
+
+
+def _describe_all(tensors: Iterable[Any]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(_describe(tensor) for tensor in tensors)
+
+
+_DTYPES = {"FLOAT": "FP32", "HALF": "FP16", "INT64": "INT64", "INT32": "INT32", "BOOL": "BOOL"}
+
+
+def _describe(tensor: Any) -> Mapping[str, Any]:
+    dtype = _DTYPES.get(tensor.dtype.name)
+    if dtype is None:
+        raise JarvisError(
+            f"`{tensor.name}` is a {tensor.dtype.name}, which no engine takes or gives",
+            slug="engine.dtype",
+            hint=f"the graph's inputs and outputs may be: {', '.join(_DTYPES.values())}",
+        )
+    return {"name": tensor.name, "dtype": dtype, "dims": list(tensor.shape)}

@@ -1,0 +1,26 @@
+"""What both TensorRT toolchains ask of a target before they look at it."""
+
+from __future__ import annotations
+
+from jarvis_rules.core.gpu import GpuTarget
+from jarvis_rules.errors import UsageError
+
+
+def require_gpu(gpu: GpuTarget, engine: str) -> None:
+    """Raise UsageError for a target without a GPU."""
+    if not gpu.compute_capabilities:
+        raise UsageError(
+            f"the target is `{gpu.name}`: `{engine}` compiles for NVIDIA GPUs only",
+            slug="engine.target",
+            hint="name one (`GPU=a100`), or ENGINE=onnxruntime, which runs anywhere",
+        )
+
+
+def require_precision(gpu: GpuTarget, precision: str) -> None:
+    """Raise UsageError for a precision that the target does not compute in."""
+    if precision not in gpu.precisions:
+        raise UsageError(
+            f"{gpu.name} ({gpu.architectures()}) does not compute in {precision}",
+            slug="engine.precision",
+            hint=f"PRECISION may be: {', '.join(gpu.precisions)}",
+        )

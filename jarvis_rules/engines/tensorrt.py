@@ -1,0 +1,183 @@
+"""tensorrt: plans of classical TensorRT, which a stock Triton serves.
+
+It times its kernels, so it compiles on the GPU that is to run the plan, and nowhere else. Never
+executed here: no library of it is to be had without NVIDIA's own package index, and the tests run
+against what its published bindings declare.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jarvis_rules.core.gpu import GpuTarget
+from jarvis_rules.engines._tensorrt_builder import TIMING_CACHE, build_in_child
+from jarvis_rules.engines._tensorrt_compiler import Compiler
+from jarvis_rules.engines._tensorrt_targets import require_gpu, require_precision
+from jarvis_rules.engines.engine import BuiltEngine, Engine, EngineSpec
+from jarvis_rules.errors import JarvisError, ToolchainError, UsageError
+from jarvis_rules.formats.jmir import Scalar
+
+_MODULE = "tensorrt"
+# The oldest driver that a release of that major version takes: for 10.x that of CUDA 12 (NVIDIA's
+# CUDA Compatibility guide, table 1), for 11.x that of its CUDA 12 wheels (Prerequisites of 11.4).
+_DRIVERS = {10: "525", 11: "535"}
+# Volta: TensorRT 10.5 and later build nothing for it (NVIDIA's release notes).
+_DROPPED = ("7.0",)
+
+
+def _check_target(gpu: GpuTarget, precision: str) -> None:
+    """Raise UsageError for what no machine builds: no GPU, several, or one that was dropped."""
+    require_gpu(gpu, "tensorrt")
+    if len(gpu.compute_capabilities) > 1:
+        raise UsageError(
+            f"{gpu.name} is {gpu.architectures()}: TensorRT builds for the one GPU that it runs on",
+            slug="engine.target",
+            hint=f"a plan for each, on its own machine: GPU={gpu.name.split('+')[0]}; "
+            "ENGINE=tensorrt_rtx makes one engine for several",
+        )
+    if gpu.compute_capabilities[0] in _DROPPED:
+        raise UsageError(
+            f"{gpu.name} is {gpu.architectures()}: TensorRT 10.5 and later cannot target it",
+            slug="engine.target",
+            hint="ENGINE=onnxruntime, which runs on any",
+        )
+    require_precision(gpu, precision)
+
+
+def _check_machine(gpu: GpuTarget) -> None:
+    """Raise ToolchainError where the target's GPU, or the compiler, is not on this machine."""
+    if _find_device(gpu) is None:
+        from jarvis_rules.core.gpus import present_gpus
+
+        present = present_gpus()
+        found = " and ".join(
+            f"{one.name} (sm_{one.compute_capability.replace('.', '')})" for one in present
+        )
+        raise ToolchainError(
+            f"TensorRT builds on the GPU that it builds for: the target is {gpu.name} "
+            f"({gpu.architectures()}), and this machine has {found or 'no NVIDIA GPU'}",
+            slug="engine.machine",
+            hint="build on a machine with that GPU, or ENGINE=onnxruntime, which runs on any",
+        )
+    if importlib.util.find_spec(_MODULE) is None:
+        raise ToolchainError(
+            f"TensorRT is not installed in {sys.prefix}",
+            slug="toolchain.missing-package",
+            hint="run `pip install tensorrt` (outside our lock: it fetches from NVIDIA), or build "
+            "in NVIDIA's container, or ENGINE=onnxruntime",
+        )
+
+
+def _find_device(gpu: GpuTarget) -> int | None:
+    """Return the place, among this machine's GPUs, of the first that the target describes."""
+    from jarvis_rules.core.gpus import present_gpus
+
+    capabilities = [present.compute_capability for present in present_gpus()]
+    wanted = gpu.compute_capabilities[0]
+    return capabilities.index(wanted) if wanted in capabilities else None
+
+
+def _default_precision(_: GpuTarget) -> str:
+    return "fp32"
+
+
+def _note(gpu: GpuTarget) -> str | None:
+    return f"{gpu.name}: this project has never executed a build of classical TensorRT"
+
+
+def _load() -> Any:
+    import tensorrt
+
+    major = tensorrt.__version__.split(".")[0]
+    if int(major) not in _DRIVERS:
+        raise ToolchainError(
+            f"TensorRT {tensorrt.__version__} is installed, expected 10.x or 11.x",
+            slug="engine.version",
+            hint="install one of those, or ENGINE=onnxruntime",
+        )
+    return tensorrt
+
+
+def _configure(trt: Any, config: Any, spec: EngineSpec) -> None:
+    """Set the options, and attach the timing cache that was given or a new one."""
+    options = spec.options
+    if "workspace_mib" in options:
+        size = int(options["workspace_mib"] or 0) << 20
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
+    if options.get("version_compatible"):
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    config.hardware_compatibility_level = _compatibility(trt, options)
+    given = b"" if spec.timing_cache is None else spec.timing_cache.read_bytes()
+    cache = config.create_timing_cache(given)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise JarvisError(
+            f"TensorRT {trt.__version__} does not take the timing cache: another GPU, or another "
+            "version, wrote it",
+            slug="engine.timing-cache",
+            where=str(spec.timing_cache),
+            hint="leave the timing cache out: a new one is written beside the engine",
+        )
+    if given:
+        # What would be timed anew would differ from build to build.
+        config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+
+
+def _compatibility(trt: Any, options: Mapping[str, Scalar]) -> Any:
+    """Return the level of that name; UsageError for an unknown one."""
+    levels = trt.HardwareCompatibilityLevel.__members__
+    name = str(options.get("hardware_compatibility", "none"))
+    if name.upper() not in levels:
+        raise UsageError(
+            f"`hardware_compatibility` is `{name}`",
+            slug="option.invalid",
+            hint=f"one of: {', '.join(level.lower() for level in levels)}",
+        )
+    return levels[name.upper()]
+
+
+def _finish(trt: Any, config: Any, engine: Path) -> None:
+    """Write the timings of this build beside the engine, for one that is to repeat it."""
+    with engine.with_name(TIMING_CACHE).open("wb") as file:
+        file.write(config.get_timing_cache().serialize())
+
+
+def _describe(trt: Any, spec: EngineSpec) -> Mapping[str, Any]:
+    level = str(spec.options.get("hardware_compatibility", "none"))
+    return {
+        "portable": level.upper() != "NONE",
+        "executed": "not executed: compiled on the target's GPU",
+        "driver_minimum": _DRIVERS[int(trt.__version__.split(".")[0])],
+    }
+
+
+def _build(spec: EngineSpec, engine: Path) -> BuiltEngine:
+    """Compile the graph on the target's GPU, in a child process that sees no other."""
+    _check_machine(spec.gpu)
+    # `nvidia-smi` lists the GPUs in this order, CUDA by speed unless it is told.
+    environment = {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": str(_find_device(spec.gpu)),
+    }
+    return build_in_child("TensorRT", __name__, spec, engine, environment)
+
+
+COMPILER = Compiler("TensorRT", _load, _configure, _finish, _describe)
+
+
+ENGINE = Engine(
+    name="tensorrt",
+    backend="tensorrt",
+    prefix="trt",
+    file="model.plan",
+    check_target=_check_target,
+    check_machine=_check_machine,
+    default_precision=_default_precision,
+    build=_build,
+    note=_note,
+    options=("workspace_mib", "version_compatible", "hardware_compatibility", "timing_cache"),
+    needs_gpu=True,
+)

@@ -1,0 +1,53 @@
+"""What runtime modules need of the server's Python, as lines of the lock.
+
+A module says in `REQUIRES` which packages it imports besides Python itself and Triton's own
+`triton_python_backend_utils`. Their names are those of their distributions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from jarvis_rules.errors import JarvisBug
+
+PACKAGE_DATA = ("serving-requirements.txt",)
+LOCK_FILE = Path(__file__).with_name(PACKAGE_DATA[0])
+RUNTIME = Path(__file__).parent.parent / "runtime"
+REQUIREMENTS = "runtime-requirements.txt"
+"""The file of a model's version folder that names what its Python needs."""
+
+_HEADER = """\
+# What this model imports besides Python and Triton. `jarvis-rules runtime-env` packs it, or, in
+# the Python of Triton's Python backend:
+#   pip install --require-hashes --no-deps --only-binary=:all: -r runtime-requirements.txt
+"""
+# A name and version, and the hashes on the lines that follow.
+_LOCKED = re.compile(r"^(?P<name>[a-z0-9-]+)==(?:.*\\\n)*.*\n", re.MULTILINE)
+
+
+def required_packages(modules: Iterable[str]) -> tuple[str, ...]:
+    """Return the packages that runtime modules declare, sorted."""
+    return tuple(sorted({package for module in modules for package in declared_packages(module)}))
+
+
+def declared_packages(module: str) -> tuple[str, ...]:
+    """Return `REQUIRES` of a runtime module, which is read and not executed."""
+    import ast
+
+    for node in ast.parse((RUNTIME / f"{module}.py").read_bytes()).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="REQUIRES")], value=value):
+                return tuple(ast.literal_eval(value))
+    return ()
+
+
+def render_requirements(packages: Iterable[str]) -> bytes:
+    """Return a requirements file with the locked version and hashes of each package."""
+    text = LOCK_FILE.read_text(encoding="utf-8")
+    locked = {found["name"]: found.group() for found in _LOCKED.finditer(text)}
+    wanted = sorted(packages)
+    if unlocked := [package for package in wanted if package not in locked]:
+        raise JarvisBug(f"{LOCK_FILE.name} has no {', '.join(unlocked)}")
+    return (_HEADER + "".join(locked[package] for package in wanted)).encode()
