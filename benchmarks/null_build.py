@@ -4,7 +4,7 @@
     python benchmarks/null_build.py --models 20 --large 4
 
 Prints the best wall time of each in this run and their ratio. The baseline is SCons with the same
-file targets (four per model), the same alias, and Python functions as builders, which write a few
+file targets (five per model), the same alias, and Python functions as builders, which write a few
 bytes. Runs of the two alternate, so that both see the same machine. With `--large` one model is
 made that many GiB large, and what it adds is printed.
 """
@@ -39,8 +39,9 @@ for i in range({count}):
     ejrvs = env.Step(f"out/any/m{{i}}.ejrvs", f"models/m{{i}}.nemo")
     jmir = env.Step(f"out/any/m{{i}}.jmir", ejrvs)
     engines = env.Step(f"out/cpu/m{{i}}.engines.json", jmir)
+    check = env.Step(f"out/cpu/m{{i}}.check.json", [jmir, engines])
     manifest = f"out/cpu/models/m{{i}}.repository.json"
-    env.Alias("deploy", env.Step(manifest, [jmir, engines]))
+    env.Alias("deploy", env.Step(manifest, [jmir, engines, check]))
 env.Default("deploy")
 """
 

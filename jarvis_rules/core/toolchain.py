@@ -42,6 +42,7 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "onnx": ("ml-dtypes", "numpy", "onnx", "protobuf", "typing-extensions"),
     "onnxruntime": ("flatbuffers", "numpy", "onnxruntime", "packaging", "protobuf"),
     "rich": ("markdown-it-py", "mdurl", "pygments", "rich"),
+    "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
     "tomli": ("tomli",),
     "tritonclient": (
         "grpcio", "ml-dtypes", "numpy", "protobuf", "python-rapidjson", "tritonclient",
@@ -50,6 +51,13 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "xxhash": ("xxhash",),
     "yaml": ("pyyaml",),
 }  # fmt: skip
+
+# Import names whose distributions depend on how they were installed, to the packages that they are
+# made of: TensorRT comes as `tensorrt`, `tensorrt-cu12` or `tensorrt-cu13` with bindings and
+# libraries of their own, or whole, beside libraries of the system that no distribution lists.
+_VARIANTS: dict[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings", "tensorrt_libs"),
+}
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SETTLED_NS = 2_000_000_000
@@ -142,11 +150,28 @@ def _stamp(path: str) -> list[int]:
 def _distributions(imported: str) -> tuple[str, ...]:
     if imported in sys.stdlib_module_names or imported in _RUNTIME_ONLY:
         return ()
+    if imported in _VARIANTS:
+        return _installed_variant(imported)
     if imported not in DISTRIBUTIONS:
         raise JarvisBug(f"import `{imported}` is not in DISTRIBUTIONS of {__name__}")
     if imported == "tomli" and sys.version_info >= (3, 11):
         return ()
     return DISTRIBUTIONS[imported]
+
+
+def _installed_variant(imported: str) -> tuple[str, ...]:
+    """Return the distributions that provide a package here; ToolchainError where none does."""
+    from importlib.metadata import packages_distributions
+
+    providers = packages_distributions()
+    if imported not in providers:
+        raise ToolchainError(
+            f"the package `{imported}` is not installed in {sys.prefix}",
+            slug="toolchain.missing-package",
+            hint=f"run `pip install {imported}`",
+        )
+    found = {name for package in _VARIANTS[imported] for name in providers.get(package, ())}
+    return tuple(sorted(found))
 
 
 def import_closure(roots: Iterable[str]) -> tuple[tuple[str, ...], frozenset[str]]:

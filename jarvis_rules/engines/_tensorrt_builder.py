@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def build_in_child(
         try:
             _send(process, _tensorrt_child.dump_request(module, spec, engine))
             for message in _messages(pipe):
-                if "phase" in message:
+                if message.get("phase", phase) != phase:
                     phase = message["phase"]
                     spec.report(phase)
                 answer = message
@@ -60,7 +60,7 @@ def build_in_child(
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    print(f"peak memory: {peak} MiB", flush=True)
+    print(f"peak memory: {peak} MiB", flush=True)  # noqa: T201  (the tool's log)
     if "built" in answer:
         return _load_built(answer["built"])
     for left in (engine, engine.with_name(TIMING_CACHE)):

@@ -23,14 +23,14 @@ class Compiler:
     """What is particular to one of the toolchains.
 
     `load()` imports and returns its module; `configure(trt, config, spec)` sets what the others
-    have not; `finish(trt, config, engine)` writes what belongs beside the engine;
+    have not; `finish(config, engine)` writes what belongs beside the engine;
     `describe(trt, spec)` returns what there is to say of one, but for tensors and profiles.
     """
 
     name: str
     load: Callable[[], Any]
     configure: Callable[[Any, Any, EngineSpec], None]
-    finish: Callable[[Any, Any, Path], None]
+    finish: Callable[[Any, Path], None]
     describe: Callable[[Any, EngineSpec], Mapping[str, Any]]
 
 
@@ -43,7 +43,7 @@ def compile_engine(compiler: Compiler, spec: EngineSpec, engine: Path) -> BuiltE
     spec.report(f"Loading {compiler.name}")
     trt = _load(compiler)
     title = f"{compiler.name} {trt.__version__}"
-    print(title, flush=True)
+    _log(title)
     logger = _make_logger(trt)
     builder = trt.Builder(logger)
     if builder is None:
@@ -66,7 +66,7 @@ def compile_engine(compiler: Compiler, spec: EngineSpec, engine: Path) -> BuiltE
     spec.report("Writing the engine")
     with engine.open("wb") as file:
         file.write(plan)
-    compiler.finish(trt, config, engine)
+    compiler.finish(config, engine)
     return BuiltEngine(
         toolchain_version=trt.__version__,
         inputs=_describe_all(network.get_input(i) for i in range(network.num_inputs)),
@@ -74,6 +74,11 @@ def compile_engine(compiler: Compiler, spec: EngineSpec, engine: Path) -> BuiltE
         profiles=profiles,
         **compiler.describe(trt, spec),
     )
+
+
+def _log(text: str) -> None:
+    """Print to the log of the tool."""
+    print(text, flush=True)  # noqa: T201
 
 
 def _load(compiler: Compiler) -> Any:
@@ -112,7 +117,7 @@ def _add_profiles(
 def _make_logger(trt: Any) -> Any:
     """Return a logger that prints warnings and errors, and keeps the errors."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]  # no stubs
+    class Logger(trt.ILogger):  # type: ignore[misc]  # no stubs
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -120,7 +125,7 @@ def _make_logger(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity > trt.ILogger.Severity.WARNING:
                 return
-            print(message, flush=True)
+            _log(message)
             # The parser's own account of an error is structured, and read from it.
             if severity <= trt.ILogger.Severity.ERROR and "ModelImporter.cpp" not in message:
                 self.errors.append(message)
@@ -134,18 +139,18 @@ def _make_monitor(trt: Any, report: Callable[[str], None]) -> Any:
     Steps say nothing of the time: "Determining refit engines" has none and takes most of it.
     """
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # no stubs
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # no stubs
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        def phase_start(self, phase_name: str, *_: Any) -> None:
             report(phase_name)
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
+        def step_complete(self, *_: Any) -> bool:
             return True
 
-        def phase_finish(self, phase_name: str) -> None:
-            pass
+        def phase_finish(self, _: str) -> None:
+            """Report nothing: the phase around it goes on."""
 
     return Monitor()
 

@@ -14,12 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jarvis_rules.engines._tensorrt_graph_tensors import (
+    ITEM_BYTES,
+    REPORT,
+    GraphTensor,
+    check_constant,
+    describe,
+    invalid,
+)
 from jarvis_rules.errors import IntegrityError, JarvisError
 
 # Tried with TensorRT-RTX 1.7: these parse, on a graph of one `Relu`.
 _OPSETS = range(9, 26)
 _MAX_IR_VERSION = 13
-_REPORT = "the exporter made what this compiler cannot take: report the model's family"
 _ELSEWHERE = "ENGINE=onnxruntime builds it, or report the model's family"
 
 _DATA_DEPENDENT = "the shape of its result depends on values"
@@ -49,30 +56,6 @@ _DENIED = {
 
 # Weights above this size become inputs of the copy that the ONNX library looks at.
 _SMALL_BYTES = 1024
-_DTYPES = {1: "FP32", 10: "FP16", 7: "INT64", 6: "INT32", 9: "BOOL"}
-# Bytes per element of the types that a tensor may have: those, and FP64, BF16, INT8, UINT8.
-_SIZES = {1: 4, 10: 2, 7: 8, 6: 4, 9: 1, 11: 8, 16: 2, 3: 1, 2: 1}
-# Where a tensor's values are when they are not raw bytes.
-_FIELDS = {
-    1: "float_data",
-    11: "double_data",
-    7: "int64_data",
-    **dict.fromkeys((2, 3, 6, 9, 10, 16), "int32_data"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class GraphTensor:
-    """An input of a graph; a dimension is its size, its symbol, or None."""
-
-    name: str
-    dtype: str
-    dims: tuple[int | str | None, ...]
-
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether any dimension has no fixed size."""
-        return not all(isinstance(size, int) for size in self.dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +74,16 @@ def check_graph(path: Path, memory_gib: int | None) -> CheckedGraph:
     model = _read_model(path)
     _check_versions(model)
     if not model.graph.output:
-        raise _invalid("the graph has no outputs, so there is nothing to compute")
+        raise invalid("the graph has no outputs, so there is nothing to compute")
     if model.functions:
-        raise _unsupported(f"the graph defines the function `{model.functions[0].name}`", _REPORT)
+        raise _unsupported(f"the graph defines the function `{model.functions[0].name}`", REPORT)
     operators = _check_nodes(model.graph)
     initial = {tensor.name for tensor in model.graph.initializer}
-    inputs = tuple(_describe(value) for value in model.graph.input if value.name not in initial)
+    inputs = tuple(describe(value) for value in model.graph.input if value.name not in initial)
     for value in model.graph.output:
-        _describe(value)
+        describe(value)
     for tensor in _tensors(model.graph):
-        _check_tensor(tensor, path.parent)
+        check_constant(tensor, path.parent)
     _check_names(model.graph, frozenset())
     _check_by_library(model, memory_gib)
     return CheckedGraph(inputs, operators)
@@ -147,18 +130,20 @@ def _check_versions(model: Any) -> None:
             f"the graph is of operator set {got}, expected one of "
             f"{_OPSETS.start} to {_OPSETS.stop - 1}",
             slug="engine.graph-version",
-            hint=_REPORT,
+            hint=REPORT,
         )
     if not 3 <= model.ir_version <= _MAX_IR_VERSION:
         raise JarvisError(
             f"the graph is of ONNX IR version {model.ir_version}, expected 3 to {_MAX_IR_VERSION}",
             slug="engine.graph-version",
-            hint=_REPORT,
+            hint=REPORT,
         )
 
 
 def _check_nodes(graph: Any) -> frozenset[str]:
     operators = set()
+    if graph.sparse_initializer:
+        raise _unsupported("the graph has sparse constants, and TensorRT has none", _ELSEWHERE)
     for node in _nodes(graph):
         if node.domain not in {"", "ai.onnx"}:
             raise _unsupported(
@@ -172,82 +157,6 @@ def _check_nodes(graph: Any) -> frozenset[str]:
             )
         operators.add(node.op_type)
     return frozenset(operators)
-
-
-def _describe(value: Any) -> GraphTensor:
-    kind = value.type.WhichOneof("value")
-    element = value.type.tensor_type.elem_type
-    if kind != "tensor_type" or element not in _DTYPES:
-        import onnx
-
-        name = kind or "value of no type"
-        if kind == "tensor_type":
-            name = f"tensor of {onnx.TensorProto.DataType.Name(element).lower()}"
-        raise JarvisError(
-            f"`{value.name}` is a {name.replace('_', ' ')}, which no engine takes or gives",
-            slug="engine.dtype",
-            hint=f"the graph's inputs and outputs may be: {', '.join(_DTYPES.values())}",
-        )
-    dims = tuple(
-        size.dim_value if size.HasField("dim_value") else size.dim_param or None
-        for size in value.type.tensor_type.shape.dim
-    )
-    return GraphTensor(value.name, _DTYPES[element], dims)
-
-
-def _check_tensor(tensor: Any, folder: Path) -> None:
-    """Check that a constant is of a known type, and that its values are as many as it says."""
-    import onnx
-
-    size = _SIZES.get(tensor.data_type)
-    if size is None:
-        known = tensor.data_type in onnx.TensorProto.DataType.values()
-        name = onnx.TensorProto.DataType.Name(tensor.data_type) if known else tensor.data_type
-        raise JarvisError(
-            f"the constant `{tensor.name}` is of type {str(name).lower()}, which TensorRT has not",
-            slug="engine.dtype",
-            hint=_ELSEWHERE,
-        )
-    expected = math.prod(tensor.dims) * size
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        found = _external_bytes(tensor, folder)
-    elif tensor.HasField("raw_data"):
-        found = len(tensor.raw_data)
-    else:
-        found = len(getattr(tensor, _FIELDS[tensor.data_type])) * size
-    if min(tensor.dims, default=0) < 0 or found != expected:
-        raise _invalid(
-            f"the constant `{tensor.name}` of shape {list(tensor.dims)} has {found} bytes, "
-            f"expected {expected}"
-        )
-
-
-def _external_bytes(tensor: Any, folder: Path) -> int:
-    """Return how many bytes of its file a constant takes; IntegrityError where it may not."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    if not location or location in {".", ".."} or any(mark in location for mark in "/\\\0"):
-        raise IntegrityError(
-            f"the constant `{tensor.name}` lies in `{location}`: only a file beside the graph may "
-            "hold one",
-            slug="engine.graph-external",
-            hint="build the `.jmir` again",
-        )
-    file = folder / location
-    available = file.stat().st_size if file.is_file() else None
-    try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries.get("length", (available or 0) - offset))
-    except ValueError:
-        offset = length = -1
-    if available is None or min(offset, length) < 0 or offset + length > available:
-        got = "which is missing" if available is None else f"which has {available}"
-        raise IntegrityError(
-            f"the constant `{tensor.name}` is {length} bytes at {offset} of `{location}`, {got}",
-            slug="engine.graph-external",
-            hint="build the `.jmir` again",
-        )
-    return length
 
 
 def _check_names(graph: Any, outer: frozenset[str]) -> None:
@@ -264,19 +173,19 @@ def _check_names(graph: Any, outer: frozenset[str]) -> None:
                 continue
             why = "a later node makes it: the graph is cyclic, or not in order"
             missing = "nothing makes it"
-            raise _invalid(f"{_name(node)} reads `{name}`: {why if name in later else missing}")
+            raise invalid(f"{_name(node)} reads `{name}`: {why if name in later else missing}")
         for subgraph in _subgraphs(node):
             _check_names(subgraph, outer | own)
         for name in filter(None, node.output):
             _add_name(own, name)
     for value in graph.output:
         if value.name not in own and value.name not in outer:
-            raise _invalid(f"the graph gives `{value.name}`: nothing makes it")
+            raise invalid(f"the graph gives `{value.name}`: nothing makes it")
 
 
 def _add_name(names: set[str], name: str) -> None:
     if name in names:
-        raise _invalid(f"the graph makes `{name}` more than once")
+        raise invalid(f"the graph makes `{name}` more than once")
     names.add(name)
 
 
@@ -289,21 +198,19 @@ def _check_by_library(model: Any, memory_gib: int | None) -> None:
         onnx.checker.check_model(model)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise _invalid(
-            f"the graph is no valid ONNX: {str(error).strip().splitlines()[0]}"
-        ) from None
+        raise invalid(f"the graph is no valid ONNX: {str(error).strip().splitlines()[0]}") from None
     if memory_gib is None:
         return
     for value in model.graph.value_info:
         kind = value.type.tensor_type
         sizes = [size.dim_value if size.HasField("dim_value") else 1 for size in kind.shape.dim]
-        gib = math.prod(sizes) * _SIZES.get(kind.elem_type, 1) / 2**30
+        gib = math.prod(sizes) * ITEM_BYTES.get(kind.elem_type, 1) / 2**30
         if gib > memory_gib:
             raise JarvisError(
                 f"the tensor `{value.name}` of shape {sizes} takes {gib:.0f} GiB, and the GPU has "
                 f"{memory_gib}",
                 slug="engine.graph-too-large",
-                hint=_REPORT,
+                hint=REPORT,
             )
 
 
@@ -314,7 +221,7 @@ def _drop_weights(graph: Any) -> None:
     inputs = {value.name for value in graph.input}
     kept = []
     for tensor in graph.initializer:
-        if math.prod(tensor.dims) * _SIZES[tensor.data_type] <= _SMALL_BYTES and not len(
+        if math.prod(tensor.dims) * ITEM_BYTES[tensor.data_type] <= _SMALL_BYTES and not len(
             tensor.external_data
         ):
             kept.append(tensor)
@@ -349,16 +256,10 @@ def _tensors(graph: Any) -> Iterator[Any]:
             yield from attribute.tensors
         for subgraph in _subgraphs(node):
             yield from _tensors(subgraph)
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
 
 
 def _name(node: Any) -> str:
     return f"node `{node.name or next(iter(node.output), '')}` ({node.op_type})"
-
-
-def _invalid(message: str) -> IntegrityError:
-    return IntegrityError(message, slug="engine.graph-invalid", hint=_REPORT)
 
 
 def _unsupported(message: str, hint: str) -> JarvisError:

@@ -52,7 +52,7 @@ def builder_error(compiler: str, lines: Iterable[str], precision: str) -> Jarvis
     if "GEMM is not supported" in said:
         return JarvisError(
             f"{compiler} cannot compile the graph in {precision}: {said}",
-            slug="engine.precision",
+            slug="precision.unsupported",
             hint="PRECISION=fp16: this GPU computes matrix products in half precision only",
         )
     if "timing cache" in said.lower():

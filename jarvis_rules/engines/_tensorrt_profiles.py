@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jarvis_rules.engines._tensorrt_graph_checks import GraphTensor
+from jarvis_rules.engines._tensorrt_graph_tensors import GraphTensor
 from jarvis_rules.engines.engine import Profile
 from jarvis_rules.errors import JarvisError, UsageError
 from jarvis_rules.formats.engine_inputs import EngineInput, Extent

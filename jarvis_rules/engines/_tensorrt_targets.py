@@ -14,13 +14,3 @@ def require_gpu(gpu: GpuTarget, engine: str) -> None:
             slug="engine.target",
             hint="name one (`GPU=a100`), or ENGINE=onnxruntime, which runs anywhere",
         )
-
-
-def require_precision(gpu: GpuTarget, precision: str) -> None:
-    """Raise UsageError for a precision that the target does not compute in."""
-    if precision not in gpu.precisions:
-        raise UsageError(
-            f"{gpu.name} ({gpu.architectures()}) does not compute in {precision}",
-            slug="engine.precision",
-            hint=f"PRECISION may be: {', '.join(gpu.precisions)}",
-        )

@@ -9,8 +9,7 @@ from typing import Any
 
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.registry import entry_names, load_entry, require_known
-from jarvis_rules.formats.engine_inputs import EngineInput
-from jarvis_rules.formats.jmir import Scalar
+from jarvis_rules.formats.engine_inputs import EngineInput, Scalar
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 

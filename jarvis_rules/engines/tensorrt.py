@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_rules.core.gpu import GpuTarget
+from jarvis_rules.engines._cuda_devices import cuda_devices
 from jarvis_rules.engines._tensorrt_builder import TIMING_CACHE, build_in_child
 from jarvis_rules.engines._tensorrt_compiler import Compiler
-from jarvis_rules.engines._tensorrt_targets import require_gpu, require_precision
+from jarvis_rules.engines._tensorrt_targets import require_gpu
 from jarvis_rules.engines.engine import BuiltEngine, Engine, EngineSpec
 from jarvis_rules.errors import JarvisError, ToolchainError, UsageError
-from jarvis_rules.formats.jmir import Scalar
+from jarvis_rules.formats.engine_inputs import Scalar
 
 _MODULE = "tensorrt"
 # The oldest driver that a release of that major version takes: for 10.x that of CUDA 12 (NVIDIA's
@@ -29,7 +30,7 @@ _DRIVERS = {10: "525", 11: "535"}
 _DROPPED = ("7.0",)
 
 
-def _check_target(gpu: GpuTarget, precision: str) -> None:
+def _check_target(gpu: GpuTarget, _: str) -> None:
     """Raise UsageError for what no machine builds: no GPU, several, or one that was dropped."""
     require_gpu(gpu, "tensorrt")
     if len(gpu.compute_capabilities) > 1:
@@ -45,24 +46,12 @@ def _check_target(gpu: GpuTarget, precision: str) -> None:
             slug="engine.target",
             hint="ENGINE=onnxruntime, which runs on any",
         )
-    require_precision(gpu, precision)
 
 
-def _check_machine(gpu: GpuTarget) -> None:
+def _check_machine(gpu: GpuTarget, present: Mapping[str, str]) -> None:
     """Raise ToolchainError where the target's GPU, or the compiler, is not on this machine."""
-    if _find_device(gpu) is None:
-        from jarvis_rules.core.gpus import present_gpus
-
-        present = present_gpus()
-        found = " and ".join(
-            f"{one.name} (sm_{one.compute_capability.replace('.', '')})" for one in present
-        )
-        raise ToolchainError(
-            f"TensorRT builds on the GPU that it builds for: the target is {gpu.name} "
-            f"({gpu.architectures()}), and this machine has {found or 'no NVIDIA GPU'}",
-            slug="engine.machine",
-            hint="build on a machine with that GPU, or ENGINE=onnxruntime, which runs on any",
-        )
+    if gpu.compute_capabilities[0] not in present.values():
+        raise _wrong_gpu(gpu, present)
     if importlib.util.find_spec(_MODULE) is None:
         raise ToolchainError(
             f"TensorRT is not installed in {sys.prefix}",
@@ -72,13 +61,16 @@ def _check_machine(gpu: GpuTarget) -> None:
         )
 
 
-def _find_device(gpu: GpuTarget) -> int | None:
-    """Return the place, among this machine's GPUs, of the first that the target describes."""
-    from jarvis_rules.core.gpus import present_gpus
-
-    capabilities = [present.compute_capability for present in present_gpus()]
-    wanted = gpu.compute_capabilities[0]
-    return capabilities.index(wanted) if wanted in capabilities else None
+def _wrong_gpu(gpu: GpuTarget, present: Mapping[str, str]) -> ToolchainError:
+    found = " and ".join(
+        f"{name} (sm_{capability.replace('.', '')})" for name, capability in present.items()
+    )
+    return ToolchainError(
+        f"TensorRT builds on the GPU that it builds for: the target is {gpu.name} "
+        f"({gpu.architectures()}), and this machine has {found or 'no NVIDIA GPU'}",
+        slug="engine.machine",
+        hint="build on a machine with that GPU, or ENGINE=onnxruntime, which runs on any",
+    )
 
 
 def _default_precision(_: GpuTarget) -> str:
@@ -139,7 +131,7 @@ def _compatibility(trt: Any, options: Mapping[str, Scalar]) -> Any:
     return levels[name.upper()]
 
 
-def _finish(trt: Any, config: Any, engine: Path) -> None:
+def _finish(config: Any, engine: Path) -> None:
     """Write the timings of this build beside the engine, for one that is to repeat it."""
     with engine.with_name(TIMING_CACHE).open("wb") as file:
         file.write(config.get_timing_cache().serialize())
@@ -155,13 +147,17 @@ def _describe(trt: Any, spec: EngineSpec) -> Mapping[str, Any]:
 
 
 def _build(spec: EngineSpec, engine: Path) -> BuiltEngine:
-    """Compile the graph on the target's GPU, in a child process that sees no other."""
-    _check_machine(spec.gpu)
-    # `nvidia-smi` lists the GPUs in this order, CUDA by speed unless it is told.
-    environment = {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": str(_find_device(spec.gpu)),
-    }
+    """Compile the graph on the target's GPU, in a child process that sees no other.
+
+    ToolchainError where it is not here: the build may run elsewhere than it was configured.
+    """
+    devices = cuda_devices()
+    wanted = spec.gpu.compute_capabilities[0]
+    device = next((one for one in devices if one.compute_capability == wanted), None)
+    if device is None:
+        raise _wrong_gpu(spec.gpu, {one.name: one.compute_capability for one in devices})
+    # TensorRT takes the first that it sees. One alone may be a slice, which has another name.
+    environment = {"CUDA_VISIBLE_DEVICES": device.identifier} if len(devices) > 1 else {}
     return build_in_child("TensorRT", __name__, spec, engine, environment)
 
 

@@ -8,6 +8,7 @@ none of them, so a Python backend of ours does. Every engine here was compiled, 
 from __future__ import annotations
 
 import importlib.util
+import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.engines._tensorrt_builder import build_in_child
 from jarvis_rules.engines._tensorrt_compiler import Compiler
-from jarvis_rules.engines._tensorrt_targets import require_gpu, require_precision
+from jarvis_rules.engines._tensorrt_targets import require_gpu
 from jarvis_rules.engines.engine import BuiltEngine, Engine, EngineSpec
 from jarvis_rules.errors import ToolchainError, UsageError
 
@@ -26,14 +27,13 @@ _MODULE = "tensorrt_rtx_bindings"
 # precision only, and shares an engine with no other.
 _TURING = "7.5"
 _CAPABILITIES = (_TURING, "8.0", "8.6", "8.9", "12.0", "12.1")
-_PYTHONS = ((3, 11), (3, 12))
 # CUDA 13, which 1.7 is linked with, asks for it: NVIDIA's CUDA Compatibility guide, table 1.
 _DRIVER = "580"
 _INSTALL = "pip install --require-hashes -r requirements/tensorrt-rtx.txt"
 
 
-def _check_target(gpu: GpuTarget, precision: str) -> None:
-    """Raise UsageError for GPUs that TensorRT-RTX has no code for, and precisions they have not."""
+def _check_target(gpu: GpuTarget, _: str) -> None:
+    """Raise UsageError for GPUs that TensorRT-RTX has no code for, and for Turing among others."""
     require_gpu(gpu, "tensorrt_rtx")
     missing = [value for value in gpu.compute_capabilities if value not in _CAPABILITIES]
     if missing:
@@ -51,19 +51,18 @@ def _check_target(gpu: GpuTarget, precision: str) -> None:
             slug="engine.target",
             hint=f"an engine for each: GPU={gpu.name.replace('+', ',')}",
         )
-    require_precision(gpu, precision)
 
 
-def _check_machine(_: GpuTarget) -> None:
+def _check_machine(_: GpuTarget, __: Mapping[str, str]) -> None:
     """Raise ToolchainError where the compiler is not installed; it needs no GPU."""
     if importlib.util.find_spec(_MODULE) is not None:
         return
-    python = sys.version_info[:2]
-    if python not in _PYTHONS:
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise ToolchainError(
-            f"{_NAME} is locked for Python 3.11 and 3.12, and this is {python[0]}.{python[1]}",
+            f"{_NAME} is locked for Linux on x86_64, and this is {sys.platform} on "
+            f"{platform.machine()}",
             slug="toolchain.missing-package",
-            hint=f"in an environment of Python 3.11 or 3.12: `{_INSTALL}`",
+            hint="build on such a machine: the GPU need not be there",
         )
     raise ToolchainError(
         f"{_NAME} is not installed in {sys.prefix}",
@@ -114,11 +113,11 @@ def _configure(trt: Any, config: Any, spec: EngineSpec) -> None:
             )
 
 
-def _finish(trt: Any, config: Any, engine: Path) -> None:
+def _finish(config: Any, engine: Path) -> None:
     """Write nothing beside the engine: no kernel was timed."""
 
 
-def _describe(trt: Any, spec: EngineSpec) -> Mapping[str, Any]:
+def _describe(_: Any, spec: EngineSpec) -> Mapping[str, Any]:
     return {
         "portable": False,
         "executed": f"not executed: compiled ahead of time for {spec.gpu.architectures()}",

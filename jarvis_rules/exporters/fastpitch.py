@@ -121,19 +121,20 @@ def _build_encoder(
     text = graph.input("text", "int64", tokens)
     pitch = graph.input("pitch", "float32", tokens)
     pace = graph.input("pace", "float32", tokens)
-    embedding = None
-    if m.speakers:
-        table = take_float32(weights, "fastpitch.speaker_emb.weight", (m.speakers, m.dim))
-        embedding = graph.gather(graph.constant(table), graph.input("speaker", "int64", ("batch",)))
-    speaker = None if embedding is None else graph.unsqueeze(embedding, 1)
-    b = Builder(graph, weights, speaker)
-    axis = _find_tokens(graph, text, front.pad_id, batch_invariant)
-    table = take_float32(weights, "fastpitch.encoder.word_emb.weight", (front.rows, m.dim))
-    x = graph.gather(graph.constant(table), text)
-    x = add_transformer(b, "fastpitch.encoder", m.encoder, x, axis)
-
-    # A number of frames that is rounded the other way moves all that follows.
+    embedding = speaker = None
+    # A number of frames that is rounded the other way moves all that follows, and in half precision
+    # what the durations are computed from is as bad as they themselves.
     with graph.full_precision():
+        if m.speakers:
+            table = take_float32(weights, "fastpitch.speaker_emb.weight", (m.speakers, m.dim))
+            speakers = graph.input("speaker", "int64", ("batch",))
+            embedding = graph.gather(graph.constant(table), speakers)
+            speaker = graph.unsqueeze(embedding, 1)
+        b = Builder(graph, weights, speaker)
+        axis = _find_tokens(graph, text, front.pad_id, batch_invariant)
+        table = take_float32(weights, "fastpitch.encoder.word_emb.weight", (front.rows, m.dim))
+        x = graph.gather(graph.constant(table), text)
+        x = add_transformer(b, "fastpitch.encoder", m.encoder, x, axis)
         logarithms = add_predictor(b, "fastpitch.duration_predictor", m.duration, x, axis)
         durations = add_durations(graph, logarithms, axis, m.shortest, m.longest)
         token_frames = count_token_frames(graph, durations, pace, axis)

@@ -16,6 +16,8 @@ from jarvis_rules.formats.schema import validate
 
 INPUTS_MEMBER = "inputs.json"
 HINTS_MEMBER = "precision_hints.json"
+Scalar = str | int | float | bool | None
+"""The value of an option."""
 
 
 @dataclass(frozen=True, slots=True)

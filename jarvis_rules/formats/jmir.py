@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jarvis_rules.core.canonical_json import dump_readable_json
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.formats.engine_inputs import HINTS_MEMBER, INPUTS_MEMBER
+from jarvis_rules.formats.engine_inputs import HINTS_MEMBER, INPUTS_MEMBER, Scalar
 from jarvis_rules.formats.schema import validate
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ CALLS = "calls"
 """The parameter of a backend that names the module which it calls by itself."""
 
 MAX_PIPELINE_SIZE = 512 << 10
-Scalar = str | int | float | bool | None
 Origin = Literal["default", "derived", "given", "no-effect"]
 
 

@@ -24,6 +24,23 @@ if TYPE_CHECKING:
 PRECISIONS: Mapping[str, str | None] = {"fp32": None, "fp16": "float16", "bf16": "bfloat16"}
 """The type that each one computes in where it can, a key of `wire.TENSOR_TYPES`."""
 
+TOLERANCES: Mapping[str, tuple[float, float]] = {
+    "fp32": (1e-5, 1e-4),
+    "fp16": (1e-3, 2e-2),
+    "bf16": (1e-2, 2e-1),
+}
+"""Absolute part, and part of an output's largest magnitude: see `tolerance`."""
+
+
+def tolerance(precision: str, largest: float) -> float:
+    """Return how far an output may be from float32, whose largest magnitude there is `largest`.
+
+    Set from what `benchmarks/precision.py` measured with honest rounding; the table is in
+    `docs/reference/precision.md`. Integers may not differ at all.
+    """
+    absolute, relative = TOLERANCES[precision]
+    return absolute + relative * largest
+
 
 @dataclass(frozen=True, slots=True)
 class ClippedConstant:
@@ -39,9 +56,9 @@ class PrecisionReport:
     """What a conversion did; nodes by name, in the order of the graph.
 
     `half` counts the nodes in 16 bits; `kept` names those that stay float32 by reason (see `Plan`);
-    `convolved` linear layers that became convolutions; `halved` products of two activations that
-    would have stayed but were rounded; `zeroed` counts values of constants that became 0,
-    `subnormal` those with fewer bits than others.
+    `convolved` linear layers that became convolutions; `halved` products and recurrent layers that
+    would have stayed but for the lack of such kernels; `zeroed` counts values of constants that
+    became 0, `subnormal` those with fewer bits than others.
     """
 
     precision: str
@@ -87,8 +104,8 @@ def convert_precision(
     equal bytes.
 
     `linear_as_convolution` is for Turing, where TensorRT-RTX has no float32 matrix product: what
-    stays float32 and multiplies by a constant becomes a convolution with kernel 1, and products of
-    two activations are rounded to half precision.
+    stays float32 and multiplies by a constant becomes a convolution with kernel 1; products of two
+    activations and recurrent layers are computed in half precision.
 
     Raises IntegrityError `precision.graph`, `precision.unknown-node`, JarvisError
     `precision.unsupported`.

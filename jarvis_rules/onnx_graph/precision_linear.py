@@ -39,7 +39,8 @@ def expand_linear(
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
     """Return nodes that give what `node` gives of `inputs`, and their constants by name.
 
-    `inputs` are what the operands of `node` are now called. The sums are those of the matrix product, in an order that is the runtime's in both.
+    `inputs` are what the operands of `node` are now called. The sums are those of the matrix
+    product, in an order that is the runtime's in both.
     """
     from onnx import helper
 

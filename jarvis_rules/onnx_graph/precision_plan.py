@@ -55,10 +55,10 @@ class Plan:
     """For each node by index what it does; a node that has nothing to do with float32 is in none.
 
     `half` maps to the inputs that change their type with the node, `kept` to why it stays,
-    `convolved` are linear layers that stay as convolutions, `halved` products that would have
-    stayed but cannot. Reasons: `precision` (all stays), `hint` (the caller's), `operator` (no such
-    form, or not where it is needed), `type` (a change of floating type), `integer` (counts and
-    positions), `movement` (between nodes that stay).
+    `convolved` are linear layers that stay as convolutions, `halved` products and recurrent layers
+    that would have stayed but cannot. Reasons: `precision` (all stays), `hint` (the caller's),
+    `operator` (no such form, or not where it is needed), `type` (a change of floating type),
+    `integer` (counts and positions), `movement` (between nodes that stay).
     """
 
     half: dict[int, list[bool]] = field(default_factory=dict)
@@ -100,13 +100,14 @@ def make_plan(
             kept[i] = "movement"
     plan = Plan(kept=kept)
     if linear_as_convolution:
-        for i in [i for i in kept if nodes[i].op_type in _PRODUCTS]:
-            if can_expand(nodes[i], types):
+        for i in [i for i in kept if nodes[i].op_type in _PRODUCTS | _RECURRENT]:
+            found = types.half_inputs(nodes[i], "float16")
+            if nodes[i].op_type in _PRODUCTS and can_expand(nodes[i], types):
                 plan.convolved.add(i)
-            else:
+            elif found is not None and not _has_lengths(nodes[i]):
                 del kept[i]
                 plan.halved.add(i)
-                places[i] = [types.is_float(name) for name in nodes[i].input]
+                places[i] = found
     plan.half.update({i: places[i] for i in sorted(places.keys() - kept.keys())})
     return plan
 
@@ -134,12 +135,16 @@ def _reason(node: NodeProto, types: Types, places: list[bool] | None) -> str:
     if places is None or not any(places) or "dtype" in attributes or node.op_type == "CastLike":
         return "operator"
     # TensorRT's parser takes no lengths here in half precision; a sum over time grows with it.
-    has_lengths = node.op_type in _RECURRENT and len(node.input) > _SEQUENCE_LENGTHS
-    if (has_lengths and node.input[_SEQUENCE_LENGTHS]) or node.op_type == "CumSum":
+    if _has_lengths(node) or node.op_type == "CumSum":
         return "operator"
     # Mean and deviation stay float32 by its attribute `stash_type`.
     several = node.op_type == "LayerNormalization" and len(node.output) > 1
     return "operator" if several else ""
+
+
+def _has_lengths(node: NodeProto) -> bool:
+    is_long = node.op_type in _RECURRENT and len(node.input) > _SEQUENCE_LENGTHS
+    return is_long and bool(node.input[_SEQUENCE_LENGTHS])
 
 
 def _find_counts(nodes: Sequence[NodeProto], types: Types) -> set[int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jarvis_rules.errors import UsageError
-from jarvis_rules.formats.jmir import EngineChoices, Scalar
+from jarvis_rules.formats.engine_inputs import Scalar
+from jarvis_rules.formats.jmir import EngineChoices
 from jarvis_rules.pipelines.pipeline import Option, PipelineKind
 
 _PRECISIONS = ("fp32", "fp16", "bf16")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from jarvis_rules.errors import UsageError
-from jarvis_rules.formats.jmir import Scalar
+from jarvis_rules.formats.engine_inputs import Scalar
 from jarvis_rules.pipelines.pipeline import Option, OptionValues
 
 _REPOSITORY = "$$TRITON_MODEL_DIRECTORY/.."

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jarvis_rules.errors import IntegrityError, UsageError
-from jarvis_rules.formats.engine_inputs import EngineInput, Extent
-from jarvis_rules.formats.jmir import Module, Pipeline, Scalar, SourceArchive, Tensor
+from jarvis_rules.formats.engine_inputs import EngineInput, Extent, Scalar
+from jarvis_rules.formats.jmir import Module, Pipeline, SourceArchive, Tensor
 from jarvis_rules.pipelines._engine_options import PRECISION, engine_options
 from jarvis_rules.pipelines._execution_environment import (
     EXECUTION_ENV_PATH,

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from jarvis_rules.core.registry import entry_names, load_entry, require_known
 from jarvis_rules.errors import UsageError, did_you_mean
-from jarvis_rules.formats.engine_inputs import EngineInput
-from jarvis_rules.formats.jmir import OptionValue, Origin, Pipeline, Scalar
+from jarvis_rules.formats.engine_inputs import EngineInput, Scalar
+from jarvis_rules.formats.jmir import OptionValue, Origin, Pipeline
 
 Effect = Literal["used", "no-effect", "planned"]
 # What protobuf's int32 holds.

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jarvis_rules.errors import UsageError
-from jarvis_rules.formats.jmir import Scalar, Tensor
+from jarvis_rules.formats.engine_inputs import Scalar
+from jarvis_rules.formats.jmir import Tensor
 from jarvis_rules.pipelines._language import OURS, TEXT, Task, language_pipeline, row_length
 from jarvis_rules.pipelines.pipeline import Option, OptionValues
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jarvis_rules.formats.jmir import Scalar, Tensor
+from jarvis_rules.formats.engine_inputs import Scalar
+from jarvis_rules.formats.jmir import Tensor
 from jarvis_rules.pipelines._language import (
     Task,
     language_pipeline,

@@ -88,7 +88,7 @@ def require_no_gpu(root: Path) -> None:
 
     Models that have no manifest of ours are not looked at.
     """
-    server = Machine("the bundled server", (), without_gpu="none: it computes on the CPU only")
+    server = Machine("the bundled server", (), without_gpu="no GPU: it computes on the CPU")
     lines = [
         f"{pipeline}: {mismatch.message}"
         for pipeline, manifest in read_manifests(root).items()

@@ -11,7 +11,8 @@ from jarvis_rules.core.gpus import present_gpus
 from jarvis_rules.core.registry import require_known
 from jarvis_rules.engines.engine import PRECISIONS, Engine, engine_names, find_engine
 from jarvis_rules.errors import JarvisError, UsageError
-from jarvis_rules.formats.jmir import EngineChoices, Scalar
+from jarvis_rules.formats.engine_inputs import Scalar
+from jarvis_rules.formats.jmir import EngineChoices
 from jarvis_rules.pipelines.pipeline import find_pipeline
 from jarvis_rules.rules.providers import PipelineInfo
 

@@ -20,6 +20,7 @@ from jarvis_rules.core.toolchain import find_toolchain
 from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.delivery import Destination
 from jarvis_rules.execution.executor import Executed
+from jarvis_rules.execution.gpu_devices import driver_version
 from jarvis_rules.formats.engine_inputs import HINTS_MEMBER, INPUTS_MEMBER
 from jarvis_rules.pipelines.pipeline import find_pipeline
 from jarvis_rules.rules.engine_plan import EnginePlan
@@ -280,9 +281,11 @@ def _resources(plan: EnginePlan) -> Resources:
 
 def _properties(plan: EnginePlan) -> dict[str, str]:
     """Return what a machine must have to run the action."""
+    driver = driver_version()
     return {
         "GPU": plan.gpu.name,
         "compute-capability": "+".join(plan.gpu.compute_capabilities),
+        **({"driver": driver} if driver else {}),
     }
 
 

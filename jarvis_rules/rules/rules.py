@@ -17,7 +17,7 @@ from jarvis_rules.core.secret import Secret
 from jarvis_rules.core.toolchain import find_toolchain
 from jarvis_rules.errors import ToolchainError, UsageError
 from jarvis_rules.execution.delivery import Destination
-from jarvis_rules.formats.jmir import Scalar
+from jarvis_rules.formats.engine_inputs import Scalar
 from jarvis_rules.pipelines._engine_options import choose_engines
 from jarvis_rules.pipelines.pipeline import find_pipeline, require_name
 from jarvis_rules.rules.providers import (

@@ -203,11 +203,13 @@ class Stream:
         self._held.clear()
 
     def close(self) -> None:
-        """Destroy the stream; a second call does nothing."""
+        """Wait for the stream and destroy it; a second call does nothing."""
         if self._handle.value is not None:
-            handle, self._handle = self._handle, ctypes.c_void_p()
-            self._driver.call("cuStreamDestroy_v2", handle)
-            self._held.clear()
+            try:
+                self.synchronize()
+            finally:
+                handle, self._handle = self._handle, ctypes.c_void_p()
+                self._driver.call("cuStreamDestroy_v2", handle)
 
 
 class DeviceMemory:

@@ -7,9 +7,10 @@ used here (NVIDIA's "TensorRT Python API"); only TensorRT-RTX can say of an engi
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,11 @@ from .shape_profiles import Profile, Shape, choose_profile, cut_batch, fill
 
 REQUIRES = ("numpy",)
 
+_MODULES = {
+    # The first is a package of one line that imports the second, which alone is a wheel.
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+    "tensorrt": ("tensorrt",),
+}
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -61,17 +67,17 @@ class EngineRunner:
 
     Args:
         path: the engine's file.
-        module: `tensorrt_rtx`, `tensorrt_rtx_bindings` or `tensorrt`, imported.
+        toolchain: what built it, `tensorrt_rtx` or `tensorrt`; its package is imported now.
         device: the GPU, the first of this machine by default.
 
-    RuntimeError with one line where the engine cannot be loaded: no driver or GPU, another GPU or
-    version, not an engine, or tensors that this class does not know how to handle.
+    RuntimeError with one line where the engine cannot be loaded: no driver, GPU or package, another
+    GPU or version, not an engine, or tensors that this class does not know how to handle.
 
     """
 
-    def __init__(self, path: Path, module: Any, device: Device | None = None) -> None:
-        self._module = module
+    def __init__(self, path: Path, toolchain: str, device: Device | None = None) -> None:
         self._device = Device() if device is None else device
+        self._module: Any = _import_module(toolchain)
         self.inputs: dict[str, EngineTensor] = {}
         self.outputs: dict[str, EngineTensor] = {}
         self.profiles: list[Profile] = []
@@ -118,14 +124,16 @@ class EngineRunner:
             RuntimeError: TensorRT or CUDA fails.
 
         """
+        if self._stream is None:
+            raise RuntimeError(f"{self._where} is closed")
         shapes = self._shapes(inputs)
         number, filled = choose_profile(self.profiles, shapes, self._growing)
         self._log.clear()
         with self._cuda:
-            self._use_profile(number)
+            self._use_profile(number, self._stream)
             for name, array in inputs.items():
-                self._set_input(name, fill(array, filled[name]))
-            outputs = self._execute()
+                self._set_input(name, fill(array, filled[name]), self._stream)
+            outputs = self._execute(self._stream)
         first = next(iter(self.inputs))
         rows, computed = shapes[first][0], filled[first][0]
         return {name: cut_batch(name, a, rows, computed) for name, a in outputs.items()}
@@ -134,10 +142,11 @@ class EngineRunner:
         """Give back all that is held of the GPU; a second call does nothing."""
         if self._cuda.is_open:
             with self._cuda:
-                self._context = self._engine = self._runtime = None
-                self._memory.close()
                 if self._stream is not None:
                     self._stream.close()
+                    self._stream = None
+                self._context = self._engine = self._runtime = None
+                self._memory.close()
             self._cuda.close()
 
     def _load(self, data: bytes) -> None:
@@ -232,39 +241,32 @@ class EngineRunner:
             raise ValueError(f"inputs of unlike batches: {_listed(shapes)}")
         return shapes
 
-    def _use_profile(self, number: int) -> None:
+    def _use_profile(self, number: int, stream: Stream) -> None:
         if number != self._active:
-            stream = self._current_stream()
             chosen = self._context.set_optimization_profile_async(number, stream.handle)
             self._require(chosen, f"refuses its profile {number}")
             stream.synchronize()
             self._active = number
 
-    def _set_input(self, name: str, array: NDArray[Any]) -> None:
+    def _set_input(self, name: str, array: NDArray[Any], stream: Stream) -> None:
         address = self._memory.reserve(name, array.nbytes)
-        self._current_stream().upload(array, address)
+        stream.upload(array, address)
         accepted = self._context.set_input_shape(name, array.shape)
         self._require(accepted, f"refuses the shape {list(array.shape)} of `{name}`")
         self._require(self._context.set_tensor_address(name, address), f"refuses `{name}`")
 
-    def _execute(self) -> dict[str, NDArray[Any]]:
+    def _execute(self, stream: Stream) -> dict[str, NDArray[Any]]:
         outputs, addresses = {}, {}
         for name, tensor in self.outputs.items():
             outputs[name] = np.empty(tuple(self._context.get_tensor_shape(name)), tensor.dtype)
             addresses[name] = self._memory.reserve(name, outputs[name].nbytes)
             accepted = self._context.set_tensor_address(name, addresses[name])
             self._require(accepted, f"refuses `{name}`")
-        stream = self._current_stream()
         self._require(self._context.execute_async_v3(stream.handle), "fails")
         for name, array in outputs.items():
             stream.download(addresses[name], array)
         stream.synchronize()
         return outputs
-
-    def _current_stream(self) -> Stream:
-        if self._stream is None:
-            raise RuntimeError(f"{self._where} is closed")
-        return self._stream
 
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:
@@ -277,6 +279,17 @@ class EngineRunner:
         module = f"{self._module.__name__} {self._module.__version__}"
         gpu = f"{self._device.name}, sm_{self._device.compute_capability.replace('.', '')}"
         return RuntimeError(": ".join([f"{self._where} {what} ({module} on {gpu})", *lines]))
+
+
+def _import_module(toolchain: str) -> ModuleType:
+    for name in _MODULES[toolchain]:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            if not (isinstance(error, ModuleNotFoundError) and error.name == name):
+                raise RuntimeError(f"the Python package `{name}` is broken: {error}") from None
+    needed = " or ".join(f"`{name}`" for name in _MODULES[toolchain])
+    raise RuntimeError(f"it needs the Python package {needed}, which is not installed")
 
 
 def _listed(shapes: Mapping[str, Shape]) -> str:

@@ -9,7 +9,6 @@ it was built for: `8.0,8.9`), `engine_version` (of the TensorRT-RTX that built i
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -25,9 +24,6 @@ from .serving import Answer, answer_together, check_tensors, input_array
 from .tensorrt_execution import EngineRunner, EngineTensor
 
 REQUIRES = ("numpy",)
-
-# The first is a package of one line that imports the second, which alone is a wheel.
-_PACKAGES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 
 Feed = dict[str, NDArray[Any]]
 
@@ -97,7 +93,7 @@ def load(parameters: Parameters, device_index: int) -> EngineRunner:
         if device.compute_capability not in capabilities:
             here = _architectures([device.compute_capability])
             raise RuntimeError(f"GPU {device_index} is {device.name}, {here}")
-        return EngineRunner(file, _find_module(version), device)
+        return EngineRunner(file, "tensorrt_rtx", device)
     except RuntimeError as error:
         raise RuntimeError(f"model `{parameters.model}`: {built}: {error}") from None
 
@@ -151,21 +147,6 @@ def _device_index(args: Mapping[str, str]) -> int:
     """Return the number of the instance's GPU; the first for an instance that got none."""
     is_gpu = args["model_instance_kind"] == "GPU"
     return int(args["model_instance_device_id"]) if is_gpu else 0
-
-
-def _find_module(version: str) -> ModuleType:
-    for name in _PACKAGES:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name not in _PACKAGES:
-                raise RuntimeError(f"the Python package `{name}` is broken: {error}") from None
-        except (ImportError, OSError) as error:
-            raise RuntimeError(f"the Python package `{name}` is broken: {error}") from None
-    wheels = " ".join(f"tensorrt_rtx_cu13_{part}=={version}" for part in ("libs", "bindings"))
-    raise RuntimeError(
-        f"it needs the Python package `{_PACKAGES[0]}`: run `pip install {wheels}` for the server"
-    )
 
 
 def _architectures(capabilities: list[str]) -> str:

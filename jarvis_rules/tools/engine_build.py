@@ -18,7 +18,7 @@ from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.engines.engine import BuiltEngine, Engine, EngineSpec, find_engine
 from jarvis_rules.formats.engine_inputs import load_engine_inputs
 from jarvis_rules.formats.schema import validate
-from jarvis_rules.tools.program import run_tool
+from jarvis_rules.tools.program import report_progress, run_tool
 
 MANIFEST = Path("outputs/engines.json")
 TREE = Path("outputs/engines")
@@ -50,6 +50,7 @@ def _spec(wanted: Mapping[str, Any], gpu: GpuTarget, timing_cache: str | None) -
         inputs=() if inputs is None else load_engine_inputs(Path(inputs).read_bytes(), inputs),
         options=wanted["options"],
         timing_cache=None if timing_cache is None else Path(timing_cache),
+        report=report_progress,
     )
 
 

@@ -55,8 +55,8 @@ def _check(
     file = files / name / engine["file"]
     precision = engine["precision"]
     if compiled == exported and _same(file, exported):
-        reason = "the engine is the exported graph"
-        return {"precision": precision, "comparisons": [], "not_compared": reason}
+        same = "the engine is the exported graph"
+        return {"precision": precision, "comparisons": [], "not_compared": same}
     source = graphs["inputs"]
     samples = make_samples(load_engine_inputs(Path(source).read_bytes(), source))
     expected: Arrays | None = None
@@ -79,7 +79,7 @@ def _check(
     if compiled != exported:
         evaluator = evaluator_for(compiled, precision)
         compare_with("graph", evaluator, run_graph(compiled, samples, evaluator))
-    reason = None
+    reason: str | None = None
     if engine["toolchain"] == ONNXRUNTIME:
         compare_with("engine", ONNXRUNTIME, run_graph(file, samples, ONNXRUNTIME))
     elif execute:

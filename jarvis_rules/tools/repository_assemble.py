@@ -50,6 +50,8 @@ def assemble_repository(request: Mapping[str, Any]) -> None:
                 if file.startswith(f"{name}/")
                 and file not in (f"{name}/{description['file']}", f"{name}/{TIMING_CACHE}")
             ),
+            find_engine(description["toolchain"]).runtime,
+            tuple(document["gpu"]["compute_capabilities"]),
         )
         for name, description in document["engines"].items()
     }

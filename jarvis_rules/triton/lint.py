@@ -116,7 +116,8 @@ def _lint_placement(model: Model) -> Iterator[LintFinding]:
                 "write it relative to the version folder",
             )
     gpu = model_config_pb2.ModelInstanceGroup.KIND_GPU
-    if model.backend != "tensorrt" and any(g.kind == gpu for g in model.config.instance_group):
+    needs_gpu = model.backend == "tensorrt" or model.engine_file
+    if not needs_gpu and any(g.kind == gpu for g in model.config.instance_group):
         yield LintFinding(
             "config.kind-gpu",
             model.name,
@@ -145,8 +146,29 @@ def _lint_version(model: Model, version: Path) -> Iterator[LintFinding]:
             + (": Triton waits for it for ever and must then be killed" if python else ""),
             f"add `{path}` or remove the folder `{version}`",
         )
+    elif not path.stat().st_size:
+        yield _empty(model, path)
     elif model.backend == "onnxruntime":
         yield from _lint_onnx(model, path)
+    engine = version / model.engine_file
+    if model.engine_file and not engine.is_file():
+        yield LintFinding(
+            "model.file-missing",
+            model.name,
+            f"`{version.name}/{model.engine_file}`, the engine that it runs, is missing",
+            f"add `{engine}` or remove the folder `{version}`",
+        )
+    elif model.engine_file and not engine.stat().st_size:
+        yield _empty(model, engine)
+
+
+def _empty(model: Model, path: Path) -> LintFinding:
+    return LintFinding(
+        "model.file-empty",
+        model.name,
+        f"`{path.parent.name}/{path.name}` is empty",
+        "build the repository again",
+    )
 
 
 def _lint_onnx(model: Model, path: Path) -> Iterator[LintFinding]:

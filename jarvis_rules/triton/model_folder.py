@@ -9,6 +9,7 @@ from typing import Any
 
 from jarvis_rules.errors import JarvisError
 from jarvis_rules.formats.jmir import CALLS
+from jarvis_rules.triton.model_config import ENGINE_FILE
 
 VERSION = re.compile(r"0|[1-9][0-9]*")
 """Triton ignores version folders with other names, leading zeros among them."""
@@ -64,8 +65,12 @@ class Model:
     @property
     def calls(self) -> str:
         """The model that a Python model of ours calls by itself, empty where there is none."""
-        parameters = self.config.parameters
-        return parameters[CALLS].string_value if CALLS in parameters else ""
+        return self._parameter(CALLS)
+
+    @property
+    def engine_file(self) -> str:
+        """The engine that a Python model of ours runs, empty where there is none."""
+        return self._parameter(ENGINE_FILE) if self.backend == "python" else ""
 
     @property
     def file_name(self) -> str:
@@ -77,6 +82,10 @@ class Model:
         """The version folders, lowest first."""
         found = [p for p in self.path.iterdir() if p.is_dir() and VERSION.fullmatch(p.name)]
         return sorted(found, key=lambda path: int(path.name))
+
+    def _parameter(self, key: str) -> str:
+        parameters = self.config.parameters
+        return str(parameters[key].string_value) if key in parameters else ""
 
 
 def model_folders(root: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from jarvis_rules.triton.model_config import (
     engine_config,
     ensemble_config,
     render_config,
+    runtime_config,
 )
 from jarvis_rules.triton.runtime_requirements import (
     REQUIREMENTS,
@@ -58,13 +59,16 @@ __all__ = ["TritonPythonModel"]
 class EngineFile:
     """An engine to serve: what the engines manifest says of it, and the file.
 
-    `beside` are further files that it needs in its folder.
+    `beside` are further files that it needs in its folder; `runtime` is the runtime module that
+    runs it where no backend of Triton's does, `compute_capabilities` those that it was built for.
     """
 
     prefix: str
     description: Mapping[str, Any]
     path: Path
     beside: tuple[Path, ...] = ()
+    runtime: str | None = None
+    compute_capabilities: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -120,12 +124,31 @@ def compose_repository(pipeline: Pipeline, engines: Mapping[str, EngineFile]) ->
 def _add_engine(files: RepositoryFiles, module: Module, model: str, engine: EngineFile) -> None:
     description = engine.description
     _check_tensors(module, description)
-    file = str(description["file"])
-    files.paths[f"{model}/{VERSION}/{file}"] = engine.path
+    _check_batch(module, description)
+    files.paths[f"{model}/{VERSION}/{description['file']}"] = engine.path
     for path in engine.beside:
         files.paths[f"{model}/{VERSION}/{path.name}"] = path
-    config = engine_config(module, model, str(description["backend"]), file)
+    if engine.runtime is None:
+        config = engine_config(module, model, description)
+    else:
+        config = runtime_config(module, model, description, engine.compute_capabilities)
+        _carry(files, model, engine.runtime)
     files.data[f"{model}/config.pbtxt"] = render_config(config)
+
+
+def _check_batch(module: Module, description: Mapping[str, Any]) -> None:
+    """Refuse an engine of which no shape profile takes the batches that its model must take."""
+    rows = [
+        min((shape["max"][0] for shape in profile.values() if shape["max"]), default=0)
+        for profile in description.get("profiles", ())
+    ]
+    if rows and max(rows) < module.max_batch_size:
+        message = (
+            f"the engine takes at most {max(rows)} rows, the pipeline's max_batch_size is "
+            f"{module.max_batch_size}"
+        )
+        hint = "the engine is not of this pipeline: build the engines again"
+        raise _refused("engine-batch", message, module, hint)
 
 
 def _check_tensors(module: Module, description: Mapping[str, Any]) -> None:
@@ -175,6 +198,11 @@ def _add_backend(
     if not source.is_file() or b"class TritonPythonModel" not in source.read_bytes():
         raise _refused("unknown-backend", f"there is no backend `{backend}`", module)
     files.data[f"{model}/config.pbtxt"] = render_config(backend_config(module, called))
+    _carry(files, model, backend)
+
+
+def _carry(files: RepositoryFiles, model: str, backend: str) -> None:
+    """Add what makes a model of a runtime module: Triton's entry point and all that it imports."""
     carried = carried_modules(backend)
     packages = required_packages(carried)
     shim = _SHIM.format(

@@ -125,14 +125,14 @@ def _write(out: BinaryIO, wheels: Sequence[Path], packages: str) -> None:
     _add(stream, f"{packages}/bytecode.pth", BYTECODE.encode())
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as members:
-            for name, installed in sorted(_installed(members)):
+            for installed, name in sorted(_installed(members)):
                 _add(stream, f"{packages}/{installed}", members.read(name))
     stream.write(END)
     stream.close()
 
 
 def _installed(wheel: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
-    """Yield the files of a wheel that Python imports, and where each belongs.
+    """Yield where each file of a wheel that Python imports belongs, and its name in the wheel.
 
     Source: PyPA specification "Binary distribution format", spreading.
     """
@@ -144,7 +144,7 @@ def _installed(wheel: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
         if not top.endswith(".data"):
             yield name, name
         elif kind in {"purelib", "platlib"}:
-            yield name, inner
+            yield inner, name
 
 
 def _add(stream: StoredGzipWriter, name: str, data: bytes) -> None:

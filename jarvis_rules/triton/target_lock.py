@@ -1,7 +1,9 @@
 """The target lock: what a machine must have to run the engines of a pipeline.
 
 It stands in `<pipeline>.repository.json`, and follows from what `engines.json` says. Portable
-engines run anywhere and ask for nothing.
+engines run anywhere and ask for nothing. The oldest driver is the toolchain's to know; NVIDIA's
+table is that of minor version compatibility, 525 for CUDA 12.x and 580 for CUDA 13.x:
+https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from jarvis_rules.core.gpus import find_gpu
 from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.archive_writing import Member, write_archive
 from jarvis_rules.formats.key_source import Key
 from jarvis_rules.formats.schema import validate
+from jarvis_rules.triton.target_lock import make_target_lock
 
 PROGRAM = Path(sys.executable).parent / "jarvis-rules"
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -79,7 +81,8 @@ def repository(folder):
         "pipeline": "m",
         "kind": "qa",
         "pipeline_digest": "0" * 64,
-        "gpu": {"name": "cpu", "compute_capability": None, "memory_gib": None},
+        "gpu": find_gpu("cpu").to_json(),
+        "target_lock": make_target_lock(find_gpu("cpu").to_json(), {}),
         "ensemble": "m",
         "models": ["m"],
         "engines": {},

@@ -263,7 +263,7 @@ def test_an_interrupt_leaves_nothing(machine):
         "from jarvis_rules.cli import tlt\n"
         "from jarvis_rules.execution import tool_run\n"
         "run = tool_run.run_tool\n"
-        "def run_tool(*a): os.kill(os.getpid(), signal.SIGINT); return run(*a)\n"
+        "def run_tool(*a, **k): os.kill(os.getpid(), signal.SIGINT); return run(*a, **k)\n"
         "tool_run.run_tool = run_tool\n"
         "sys.argv[1:] = 'speech_to_text export -m /data/asr/jasper.tlt -r new/r'.split()\n"
         "tlt.main()\n"

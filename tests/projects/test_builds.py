@@ -15,11 +15,13 @@ from project_testing import Project, change_one_weight
 
 import jarvis_rules
 
-ALL = ["EngineBuild", "JmirBuild", "NemoExport", "RepositoryAssemble"]
+ALL = ["EngineBuild", "EngineCheck", "JmirBuild", "NemoExport", "RepositoryAssemble"]
 
 
 def test_second_build_executes_nothing(project):
-    assert project.build().ran() == ALL
+    built = project.build()
+    assert built.ran() == ALL
+    assert all(action["peak_memory_mib"] > 0 for action in built.actions)
     before = project.files()
     project.scons().assert_up_to_date()
     assert project.files() == before
@@ -48,7 +50,7 @@ def test_changing_a_decoder_option_builds_no_engine(project):
     result = project.build()
     assert result.ran() == ["JmirBuild", "RepositoryAssemble"]
     # SCons asks for the engine, since the .jmir changed; its key says that nothing did.
-    assert result.ran("cached") == ["EngineBuild"]
+    assert result.ran("cached") == ["EngineBuild", "EngineCheck"]
 
 
 @pytest.mark.parametrize(
@@ -116,10 +118,12 @@ def test_two_caches_give_the_same_bytes(project, tmp_path):
 
 def test_two_gpus_share_export_and_pipeline(project):
     result = project.build("deploy", "GPU=cpu,a100")
-    assert sorted(result.ran()) == sorted([*ALL, "EngineBuild", "RepositoryAssemble"])
-    assert "note: a100: portable `onnxruntime` engine, not compiled for the GPU" in result.stderr
+    assert sorted(result.ran()) == sorted(
+        [*ALL, "EngineBuild", "EngineCheck", "RepositoryAssemble"]
+    )
+    assert "note: a100: onnxruntime, since no sm_80 GPU is here for `tensorrt`" in result.stderr
     manifest = json.loads((project.folder / "out/a100/models/tiny.repository.json").read_bytes())
-    assert manifest["gpu"] == {"name": "a100", "compute_capability": "8.0", "memory_gib": 40}
+    assert (manifest["gpu"]["name"], manifest["gpu"]["compute_capabilities"]) == ("a100", ["8.0"])
     engine = manifest["engines"]["acoustic_model"]
     assert (engine["portable"], engine["executed"]) == (True, "not executed on this target")
     assert project.build("deploy", "GPU=a100,cpu").actions == []
@@ -198,7 +202,7 @@ def test_a_pipeline_that_is_no_longer_declared_is_removed(project):
 def test_aliases(project):
     assert project.build("archives").ran() == ["NemoExport"]
     assert project.build("jmirs").ran() == ["JmirBuild"]
-    assert project.build("engines").ran() == ["EngineBuild"]
+    assert project.build("engines").ran() == ["EngineBuild", "EngineCheck"]
     assert project.build("repository").ran() == ["RepositoryAssemble"]
     assert project.build("deploy").ran() == []
 
@@ -241,6 +245,7 @@ def test_dry_run_names_actions_and_makes_nothing(project):
         "NemoExport tiny.ejrvs",
         "JmirBuild tiny",
         "EngineBuild tiny[cpu]",
+        "EngineCheck tiny[cpu]",
         "RepositoryAssemble tiny[cpu]",
     ]
     assert not (project.folder / "out").exists()
@@ -251,6 +256,8 @@ def test_help_explains_variables_and_targets(project):
     assert result.code == 0
     for text in (
         "GPU: GPU targets",
+        "ENGINE: engine toolchain: auto, onnxruntime, tensorrt, tensorrt_rtx",
+        "PRECISION: precision",
         "OUT: folder",
         "DEST: folder",
         "archives ",
@@ -262,16 +269,15 @@ def test_help_explains_variables_and_targets(project):
 
 def test_summary_is_the_last_line(project):
     line = project.build().stderr.splitlines()[-1]
-    assert line.startswith("built 4, cached 0, ")
+    assert line.startswith("built 5, cached 0, ")
     assert "; slowest " in line
     assert project.build().stderr.splitlines()[-1].startswith("built 0, cached 0, ")
 
 
 def test_log_lines_are_complete(project):
     result = project.build()
-    assert {"key", "mnemonic", "target", "outcome", "seconds", "inputs", "outputs"} == set(
-        result.actions[0]
-    )
+    fields = {"key", "mnemonic", "target", "outcome", "seconds", "inputs", "outputs"}
+    assert set(result.actions[0]) == fields | {"peak_memory_mib"}
     engine = next(a for a in result.actions if a["mnemonic"] == "EngineBuild")
     assert set(engine["inputs"]) == {"request.json", "inputs/acoustic_model/model_graph.onnx"}
     record = json.loads((project.folder / "out/cpu/tiny.engines.json.action.json").read_bytes())

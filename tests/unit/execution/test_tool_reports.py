@@ -87,7 +87,7 @@ def test_phases_are_seen_while_the_tool_runs(sandbox, folder):
 @pytest.mark.parametrize(("own", "child"), [(1, 0), (200, 0), (1, 200)])
 def test_peak_memory_is_that_of_the_largest_process_of_the_tool(sandbox, folder, own, child):
     # What this process has must not count: `ru_maxrss` of what it starts would begin there.
-    ours = bytearray(b"x") * (500 << 20)
+    ours = bytearray(b"x") * (350 << 20)
     peak = run(sandbox, folder, TAKE.format(own, child))
     largest = max(own, child)
     assert largest < peak < largest + 100

@@ -5,6 +5,7 @@ converted as for the real library. What goes to a stream happens when somebody w
 addresses are no host addresses; memory and streams need a current context.
 """
 
+# ruff: noqa: N802  methods are named after the functions of the driver
 from __future__ import annotations
 
 import ctypes
@@ -15,7 +16,7 @@ import types
 import numpy as np
 
 TAG = 1 << 60
-INVALID_VALUE, OUT_OF_MEMORY, NO_DEVICE, INVALID_CONTEXT = 1, 2, 100, 201
+INVALID_VALUE, OUT_OF_MEMORY, NO_DEVICE, INVALID_CONTEXT, UNKNOWN = 1, 2, 100, 201, 999
 NAMES = {
     INVALID_VALUE: (b"CUDA_ERROR_INVALID_VALUE", b"invalid argument"),
     OUT_OF_MEMORY: (b"CUDA_ERROR_OUT_OF_MEMORY", b"out of memory"),
@@ -30,10 +31,9 @@ class FakeCuda:
 
     def __init__(self, prototypes, capability=(8, 0), devices=1, memory=1 << 20):
         self.capability, self.devices, self.free = capability, devices, memory
-        self.failing, self.calls = {}, []
-        self.retained, self.stack, self.memory, self.streams = 0, [], {}, {}
+        self.failing, self.calls, self.faults = {}, [], []
+        self.used, self.retained, self.stack, self.memory, self.streams = set(), 0, [], {}, {}
         self._numbers = itertools.count(0x100)
-        self._texts = NAMES
         for name, parameters in prototypes.items():
             function = ctypes.CFUNCTYPE(ctypes.c_int, *parameters)(self._guarded(name))
             setattr(self, name, function)
@@ -47,13 +47,19 @@ class FakeCuda:
                 return self.failing[name]
             if name.startswith(("cuMem", "cuStream")) and not self.stack:
                 return INVALID_CONTEXT
-            return implementation(*arguments) or 0
+            try:
+                return implementation(*arguments) or 0
+            except Exception as fault:
+                # One that leaves a C function pointer would only be printed.
+                self.faults.append(fault)
+                return UNKNOWN
 
         return call
 
     @property
     def is_clean(self):
-        """Whether everything was given back."""
+        """Whether everything was given back, and used as it should be."""
+        assert self.faults == []
         return not (self.retained or self.stack or self.memory or self.streams)
 
     def _cuInit(self, flags):
@@ -79,6 +85,7 @@ class FakeCuda:
     def _cuDevicePrimaryCtxRetain(self, context, device):
         assert device >= 40
         self.retained += 1
+        self.used.add(device - 40)
         context[0] = CONTEXT
 
     def _cuDevicePrimaryCtxRelease_v2(self, device):
@@ -127,10 +134,10 @@ class FakeCuda:
         assert not self.streams.pop(stream)
 
     def _cuGetErrorName(self, code, text):
-        text[0] = self._texts.get(code, (None, None))[0]
+        text[0] = NAMES.get(code, (None, None))[0]
 
     def _cuGetErrorString(self, code, text):
-        text[0] = self._texts.get(code, (None, None))[1]
+        text[0] = NAMES.get(code, (None, None))[1]
 
     def _queue(self, stream, work):
         self.streams[stream].append(work)

@@ -43,7 +43,7 @@ def test_a_device(cuda):
 
 def test_no_driver(monkeypatch):
     monkeypatch.setattr(cuda_memory, "LIBRARY", "libcuda-of-nobody.so.1")
-    with pytest.raises(RuntimeError, match="no NVIDIA driver on this machine .libcuda-of-nobody"):
+    with pytest.raises(RuntimeError, match=r"no NVIDIA driver on this machine .libcuda-of-nobody"):
         Device()
 
 
@@ -59,12 +59,13 @@ def test_the_real_library_gets_the_prototypes(monkeypatch):
 @pytest.mark.parametrize("function", ["cuInit", "cuDeviceGetCount"])
 def test_no_gpu(cuda, function):
     cuda.failing[function] = NO_DEVICE
-    with pytest.raises(RuntimeError, match="^no NVIDIA GPU on this machine$"):
+    with pytest.raises(RuntimeError, match=r"^no NVIDIA GPU on this machine$"):
         Device()
 
 
 @pytest.mark.parametrize("index", [2, -1])
-def test_no_gpu_of_that_number(cuda, index):
+@pytest.mark.usefixtures("cuda")
+def test_no_gpu_of_that_number(index):
     with pytest.raises(RuntimeError, match=f"no NVIDIA GPU {index} on this machine, which has 2"):
         Device(index)
 
@@ -72,12 +73,12 @@ def test_no_gpu_of_that_number(cuda, index):
 def test_an_error_has_its_name_and_text(cuda):
     cuda.failing["cuDeviceGetCount"] = INVALID_VALUE
     with pytest.raises(
-        CudaError, match="^cuDeviceGetCount: CUDA_ERROR_INVALID_VALUE: invalid argument$"
+        CudaError, match=r"^cuDeviceGetCount: CUDA_ERROR_INVALID_VALUE: invalid argument$"
     ) as caught:
         Device()
     assert caught.value.code == INVALID_VALUE
     cuda.failing["cuDeviceGetCount"] = 4711
-    with pytest.raises(CudaError, match="^cuDeviceGetCount: error 4711: unknown$"):
+    with pytest.raises(CudaError, match=r"^cuDeviceGetCount: error 4711: unknown$"):
         Device()
 
 
@@ -150,7 +151,7 @@ def test_too_little_memory_names_the_tensor_and_leaves_order(context, cuda):
         memory = DeviceMemory(context.driver)
         memory.reserve("x", 1000)
         with pytest.raises(
-            CudaError, match="^9000000 bytes for `x`: cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY"
+            CudaError, match=r"^9000000 bytes for `x`: cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY"
         ):
             memory.reserve("x", 9_000_000)
         # What was there went first, and is not freed again.

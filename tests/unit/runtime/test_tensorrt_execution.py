@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from cuda_testing import Context, Engine, FakeCuda, FakeTensorRT, engine_bytes
@@ -27,14 +29,27 @@ def cuda(monkeypatch):
 
 
 @pytest.fixture
-def runner(cuda, tmp_path):
+def install(monkeypatch):
+    """Let a module be the only TensorRT that is installed, and return its toolchain's name."""
+
+    def installed(module):
+        for name in ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt"):
+            found = module if name == module.__name__ else None
+            monkeypatch.setitem(sys.modules, name, found)
+        return "tensorrt" if module.__name__ == "tensorrt" else "tensorrt_rtx"
+
+    return installed
+
+
+@pytest.fixture
+def runner(cuda, tmp_path, install):
     """Return a function that loads an engine; what it loaded is closed in the end."""
     made = []
 
     def load(profiles=DYNAMIC, module=None, inputs=INPUTS, outputs=OUTPUTS, **more):
         path = tmp_path / "model.engine"
         path.write_bytes(engine_bytes(inputs, outputs, profiles, **more))
-        made.append(EngineRunner(path, module or FakeTensorRT(cuda)))
+        made.append(EngineRunner(path, install(module or FakeTensorRT(cuda))))
         return made[-1]
 
     yield load
@@ -57,7 +72,7 @@ def check(outputs, inputs):
     np.testing.assert_array_equal(outputs["count"], 2 * inputs["length"] + 1)
 
 
-@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt"])
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt"])
 def test_a_dynamic_engine(cuda, runner, name):
     module = FakeTensorRT(cuda, name)
     loaded = runner(module=module)
@@ -82,7 +97,7 @@ def test_static_profiles_are_filled_and_cut(cuda, runner):
         assert shapes["x"] == tuple(STATIC[profile]["x"][1])
 
 
-def test_what_fills_is_zero_though_memory_is_not_fresh(cuda, runner):
+def test_what_fills_is_zero_though_memory_is_not_fresh(runner):
     loaded = runner(STATIC)
     loaded.run(batch(8, 64))
     outputs = loaded.run(batch(3, 60))
@@ -132,7 +147,9 @@ def test_a_shape_outside_of_the_profile(runner, rows, size, text):
 
 
 def test_a_shape_that_no_static_profile_has(runner):
-    text = r"`x` has shape \[2, 3, 300\], the engine takes \[1..8, 3, 1..64\] or .* \[1, 3, 1..512\]"
+    text = (
+        r"`x` has shape \[2, 3, 300\], the engine takes \[1..8, 3, 1..64\] or .* \[1, 3, 1..512\]"
+    )
     with pytest.raises(ValueError, match=text):
         runner(STATIC).run(batch(2, 300))
 
@@ -221,12 +238,12 @@ def test_a_suboptimal_engine_runs(cuda, runner):
     check(runner(module=FakeTensorRT(cuda, validity=(1, 0))).run(batch(1, 9)), batch(1, 9))
 
 
-def test_what_tensorrt_says_of_a_broken_engine_is_on_one_line(cuda, tmp_path):
+def test_what_tensorrt_says_of_a_broken_engine_is_on_one_line(cuda, tmp_path, install):
     path = tmp_path / "model.engine"
     path.write_bytes(b"broken")
     module = FakeTensorRT(cuda, "tensorrt", log=[(1, "Error Code 1:\n  bad"), (2, "a warning")])
     with pytest.raises(RuntimeError) as caught:
-        EngineRunner(path, module)
+        EngineRunner(path, install(module))
     assert str(caught.value) == (
         "engine `model.engine` cannot be loaded (tensorrt 1.7.1.116 on Fake GPU 0, sm_80): "
         "Error Code 1: bad"
@@ -261,14 +278,16 @@ def test_no_execution_context(cuda, runner):
     assert cuda.is_clean
 
 
-def test_what_failed_first_is_what_is_said(cuda, runner):
+def test_what_failed_first_is_what_is_said(cuda, tmp_path, install):
     """A context with a fault refuses to give anything back, too."""
+    path = tmp_path / "model.engine"
+    path.write_bytes(engine_bytes(INPUTS, OUTPUTS, DYNAMIC, host=["x"]))
     cuda.failing["cuStreamDestroy_v2"] = 700
     with pytest.raises(RuntimeError, match="lies in host memory"):
-        runner(host=["x"])
+        EngineRunner(path, install(FakeTensorRT(cuda)))
 
 
-def test_memory_that_does_not_suffice(cuda, runner):
+def test_memory_that_does_not_suffice(runner):
     loaded = runner([{"x": ([1, 3, 1], [8, 3, 1 << 20]), "length": ([1], [8])}])
     with pytest.raises(RuntimeError, match="`x`: cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY"):
         loaded.run(batch(8, 1 << 16))
@@ -323,9 +342,9 @@ def test_the_fake_has_nothing_that_tensorrt_rtx_lacks(cuda):
 
 def test_the_real_library_refuses_what_is_no_engine(cuda, tmp_path):
     """All that it can do without a GPU."""
-    real = pytest.importorskip("tensorrt_rtx_bindings")
+    pytest.importorskip("tensorrt_rtx_bindings")
     path = tmp_path / "model.engine"
     path.write_bytes(b"no engine")
     with pytest.raises(RuntimeError, match="cannot run here: it is not an engine, or damaged"):
-        EngineRunner(path, real)
+        EngineRunner(path, "tensorrt_rtx")
     assert cuda.is_clean

@@ -244,6 +244,12 @@ def test_a_good_repository_has_no_findings(repository: Path) -> None:
     check_repository(repository)
 
 
+def test_packages_may_lie_elsewhere_on_the_server(repository: Path) -> None:
+    put("reader", 'key: "window_file"', 'key: "EXECUTION_ENV_PATH"')(repository)
+    put("reader", "window.npy", "/srv/models/runtime-env.tar.gz")(repository)
+    assert lint_repository(repository) == []
+
+
 def test_an_ensemble_without_a_batch_may_run_models_with_one(repository: Path) -> None:
     put("asr", "max_batch_size: 8", "max_batch_size: 0")(repository)
     assert lint_repository(repository) == []

@@ -82,9 +82,11 @@ def test_tensors_and_reshape():
 
 
 def test_an_engine_s_model():
-    config = parse(engine_config(MODULE, "jarvis-onnx-asr-m", "onnxruntime", "model.onnx"))
+    description = {"backend": "onnxruntime", "file": "model.onnx"}
+    config = parse(engine_config(MODULE, "jarvis-onnx-asr-m", description))
     assert (config.name, config.backend) == ("jarvis-onnx-asr-m", "onnxruntime")
     assert config.default_model_filename == "model.onnx"
+    assert not config.HasField("optimization")
 
 
 def test_the_ensemble_wires_every_tensor(pipeline):

@@ -25,6 +25,8 @@ from jarvis_rules.triton.repository import (
     served_name,
     write_repository,
 )
+from jarvis_rules.triton.runtime_requirements import render_requirements
+from jarvis_rules.triton.target_lock import make_target_lock
 
 ENGINE = "jarvis-onnx-control-am-streaming-offline"
 FEATURES = "control-feature-extractor-streaming-offline"
@@ -56,7 +58,14 @@ def pipeline(archive):
 def engines(archive, tmp_path):
     path = tmp_path / "model.onnx"
     archive.extract("acoustic_model/model_graph.onnx", path)
-    description = {"backend": "onnxruntime", "file": "model.onnx", **TENSORS}
+    description = {
+        "toolchain": "onnxruntime",
+        "toolchain_version": "1",
+        "backend": "onnxruntime",
+        "file": "model.onnx",
+        "portable": True,
+        **TENSORS,
+    }
     prefix = find_engine("onnxruntime").prefix
     return {"acoustic_model": EngineFile(prefix, description, path)}
 
@@ -76,6 +85,11 @@ def test_the_repository_is_complete_and_faultless(archive, pipeline, engines, tm
     assert "control/1/.keep" in files
     shim = (tmp_path / "m" / DECODER / "1" / "model.py").read_text()
     assert "from jarvis_runtime.ctc_decoder import TritonPythonModel" in shim
+    compile(shim, "model.py", "exec")
+    assert max(map(len, shim.splitlines())) <= 100
+    for model in (FEATURES, DECODER):
+        needs = (tmp_path / "m" / model / "1" / "runtime-requirements.txt").read_bytes()
+        assert needs == render_requirements(["numpy"])
 
 
 def test_the_manifest(archive, pipeline, engines, tmp_path):
@@ -88,7 +102,8 @@ def test_the_manifest(archive, pipeline, engines, tmp_path):
     validate(document, "repository", "x")
     assert set(listed_files(manifest)) == set(files)
     assert document["models"] == sorted(["control", ENGINE, FEATURES, DECODER])
-    assert (document["ensemble"], document["gpu"]["name"]) == ("control", "l4")
+    assert (document["ensemble"], document["gpu"]) == ("control", gpu)
+    assert document["target_lock"] == make_target_lock(gpu, document["engines"])
     assert str(tmp_path) not in manifest.read_text()
 
 
@@ -115,6 +130,12 @@ def replace_module(pipeline, index, **changes):
         (0, {"model": "control"}, "duplicate-model", "named `control`"),
         (0, {"model": ENGINE}, "duplicate-model", f"named `{ENGINE}`"),
         (0, {"files": {"model.py": "pipeline.json"}}, "file-clash", "`model.py`"),
+        (
+            0,
+            {"files": {"runtime-requirements.txt": "pipeline.json"}},
+            "file-clash",
+            "`runtime-requirements.txt`",
+        ),
         (1, {"files": {"model.onnx": "pipeline.json"}}, "file-clash", "`model.onnx`"),
     ],
 )
@@ -174,7 +195,7 @@ ENGINES = {
         "acoustic_model": {
             "toolchain": "onnxruntime", "toolchain_version": "1", "backend": "onnxruntime",
             "file": "model.onnx", "graph": "0" * 64, "precision": "fp32", "portable": True,
-            "executed": "no", **TENSORS,
+            "options": {}, "driver_minimum": None, "profiles": [], "executed": "no", **TENSORS,
         }
     },
     "files": {},
