@@ -1,4 +1,4 @@
-"""The tensors of an ONNX graph: what its inputs and outputs are, and whether its constants are whole.
+"""The tensors of a graph: what its inputs and outputs are, and whether its constants are whole.
 
 Source of the fields: `onnx.proto`.
 """

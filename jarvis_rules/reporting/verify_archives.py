@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from jarvis_rules.core.digest import DigestWriter
@@ -18,6 +19,12 @@ from jarvis_rules.formats.archive_manifest import (
     load_yaml,
 )
 from jarvis_rules.formats.compliance import WEIGHTS_MEMBER
+from jarvis_rules.formats.engine_inputs import (
+    HINTS_MEMBER,
+    INPUTS_MEMBER,
+    load_engine_inputs,
+    load_precision_hints,
+)
 from jarvis_rules.formats.jmir import (
     MAX_PIPELINE_SIZE,
     PIPELINE_MEMBER,
@@ -162,7 +169,27 @@ def _verify_pipeline(archive: Archive, sound: set[str], found: Verification) -> 
             with found.listing("graphs", name), open_graph(archive, name) as graph:
                 for problem in engine_faults(pipeline, graph) if pipeline else ():
                     found.add(problem)
+                _verify_beside(archive, graph, found)
                 _verify_graph(graph, found)
+
+
+def _verify_beside(archive: Archive, graph: GraphFile, found: Verification) -> None:
+    """Check what lies beside a graph: the sizes of its inputs and its precision hints."""
+    folder = PurePosixPath(graph.member).parent
+    inputs, hints = (str(folder / name) for name in (INPUTS_MEMBER, HINTS_MEMBER))
+    if {inputs, hints} - archive.manifest.files.keys():
+        return  # the pipeline's own faults name it
+    described = {value.name for value in load_engine_inputs(archive.read(inputs), inputs)}
+    actual = {str(tensor["name"]) for tensor in graph.tensors()[0]}
+    if described != actual:
+        names = [", ".join(map(quoted, sorted(side))) for side in (described, actual)]
+        message = f"describes the inputs {names[0]}, the graph has {names[1]}"
+        found.add(Problem("graph.tensors", inputs, message, _AGAIN))
+    nodes = {node.name for node in graph.model.graph.node}
+    for name in load_precision_hints(archive.read(hints), hints):
+        if name not in nodes:
+            message = f"names the node {quoted(name)}, which the graph lacks"
+            found.add(Problem("graph.full-precision", hints, message, _AGAIN))
 
 
 def _unchecked_pipeline(archive: Archive) -> Pipeline | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import Any
 
+from jarvis_rules.formats.engine_inputs import HINTS_MEMBER, INPUTS_MEMBER
 from jarvis_rules.formats.jmir import PIPELINE_MEMBER, PIPELINE_NODE, Module, Pipeline, Tensor
 from jarvis_rules.formats.tar import quoted
 from jarvis_rules.reporting.graph_files import GraphFile
@@ -23,7 +24,8 @@ def pipeline_faults(pipeline: Pipeline, members: Container[str]) -> Iterator[Pro
     for module in pipeline.modules:
         wanted = dict(module.files)
         if module.engine is not None:
-            wanted[f"engine:{module.engine}"] = f"{module.engine}/{_GRAPH}"
+            for name in (_GRAPH, INPUTS_MEMBER, HINTS_MEMBER):
+                wanted[f"engine:{name}"] = f"{module.engine}/{name}"
         for member in sorted(set(wanted.values())):
             if member not in members:
                 message = f"the module `{module.name}` needs {quoted(member)}, which is not there"

@@ -187,7 +187,9 @@ class EngineRunner:
             for name, text in _VALIDITY_REASONS.items()
             if hasattr(known, name) and int(bits) & int(getattr(known, name))
         ]
-        raise self._failure(f"cannot run here: {', '.join(reasons) or f'diagnostics {bits}'}")
+        # No bit is set where CUDA itself fails; the log says how.
+        why = ", ".join(reasons) or (f"diagnostics {bits}" if int(bits) else "CUDA fails")
+        raise self._failure(f"cannot run here: {why}")
 
     def _tensor(self, name: str) -> EngineTensor:
         engine = self._engine

@@ -193,7 +193,7 @@ def test_sound_files(tmp_path):
     assert done.stdout.splitlines() == [
         f"{NEMO}: sound: 1 configuration, 2 members, 37 tensors verified",
         f"{EJRVS}: sound: 1 configuration, 1 graph, 1 manifest, 4 members, 20 weights verified",
-        f"{JMIR}: sound: 1 graph, 1 manifest, 5 members, 1 pipeline, 20 weights verified",
+        f"{JMIR}: sound: 1 graph, 1 manifest, 7 members, 1 pipeline, 20 weights verified",
         f"{folder}: sound: 2 files, 1 manifest verified",
     ]
     assert document("verify", 0, NEMO, EJRVS, JMIR, folder)["sound"]
@@ -246,7 +246,7 @@ def test_encrypted_files_with_and_without_the_key(tmp_path):
     done = run("verify", sealed, f"{sealed}:file:{tmp_path / 'key'}")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"{sealed}: not verified: the content of 5 members: encrypted")
+    assert lines[0].startswith(f"{sealed}: not verified: the content of 7 members: encrypted")
     assert lines[1] == f"{sealed}: sound: 1 manifest verified"
     assert "1 pipeline" in lines[2]
     done = run("verify", f"{sealed}:wrong")
@@ -325,7 +325,7 @@ def test_inspect_of_an_encrypted_pipeline(tmp_path):
     sealed = rewritten(JMIR, tmp_path / "sealed.jmir", key=Key(b"hush"))
     found = document("inspect", 0, sealed)
     assert found["pipeline"] is None
-    assert len(found["members"]) == 5
+    assert len(found["members"]) == 7
     assert "encrypted" in run("inspect", sealed).stdout
     opened = document("inspect", 0, f"{sealed}:env:MODEL_KEY", MODEL_KEY="hush")
     assert opened["pipeline"]["name"] == "control"

@@ -127,6 +127,9 @@ def built_repository(tmp_path_factory, jmir):
         archive.extract("acoustic_model/model_graph.onnx", graph)
         built = engine.build(EngineSpec(graph, gpu), file)
         description = {
+            "toolchain": engine.name,
+            "toolchain_version": built.toolchain_version,
+            "portable": built.portable,
             "backend": engine.backend,
             "file": engine.file,
             "inputs": list(built.inputs),

@@ -11,6 +11,7 @@ import pytest
 
 from jarvis_rules.errors import UsageError
 from jarvis_rules.formats.archive_writing import Member, write_archive
+from jarvis_rules.formats.engine_inputs import dump_precision_hints
 from jarvis_rules.formats.key_source import Key
 from jarvis_rules.formats.schema import validate
 from jarvis_rules.reporting.subject import Subject, find_subject
@@ -87,7 +88,7 @@ def test_good_archives(ejrvs, jmir):
     assert {"members": 4, "graphs": 1, "weights": 20}.items() <= found.checked.items()
     found = verify(jmir)
     assert found.is_sound
-    assert {"members": 5, "graphs": 1, "pipelines": 1}.items() <= found.checked.items()
+    assert {"members": 7, "graphs": 1, "pipelines": 1}.items() <= found.checked.items()
 
 
 def test_every_damaged_member(ejrvs, edits):
@@ -248,6 +249,24 @@ def test_facts_that_are_not_the_graphs(ejrvs, edits):
         "graph.full-precision",
     ]
     assert "audio_signal float32 ['batch', 80, 'time']" in found[1].message
+
+
+def test_what_lies_beside_a_graph_is_of_that_graph(jmir, edits):
+    changed = edits.archive(
+        jmir,
+        members={
+            "acoustic_model/inputs.json": lambda data: data.replace(b'"length"', b'"sizes"'),
+            "acoustic_model/precision_hints.json": lambda _: dump_precision_hints(["no such node"]),
+        },
+    )
+    assert slugs(changed) == [
+        ("graph.tensors", "acoustic_model/inputs.json"),
+        ("graph.full-precision", "acoustic_model/precision_hints.json"),
+    ]
+    garbage = edits.archive(jmir, members={"acoustic_model/inputs.json": lambda _: b"{}"})
+    assert slugs(garbage) == [("schema.invalid", "acoustic_model/model_graph.onnx")]
+    lost = edits.archive(jmir, members={"acoustic_model/precision_hints.json": lambda _: None})
+    assert slugs(lost) == [("jmir.missing-member", "pipeline.json")]
 
 
 # --- pipelines --------------------------------------------------------------------------------

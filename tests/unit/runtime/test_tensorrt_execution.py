@@ -223,6 +223,7 @@ def test_engines_that_it_cannot_run(cuda, runner, more, text):
         (2, "cannot run here: it was not built for this GPU"),
         (1 | 4, "it was built by another version, the NVIDIA driver is too old"),
         (1024, "cannot run here: diagnostics 1024"),
+        (0, "cannot run here: CUDA fails"),
     ],
 )
 def test_an_engine_that_is_not_for_here(cuda, runner, bits, text):
