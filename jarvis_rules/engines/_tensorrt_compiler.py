@@ -45,9 +45,11 @@ def compile_engine(compiler: Compiler, spec: EngineSpec, engine: Path) -> BuiltE
     title = f"{compiler.name} {trt.__version__}"
     _log(title)
     logger = _make_logger(trt)
-    builder = trt.Builder(logger)
-    if builder is None:
-        raise builder_error(title, logger.errors, spec.precision)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError:
+        # What the bindings make of a null pointer: there is no driver, for example.
+        raise builder_error(title, logger.errors, spec.precision) from None
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     spec.report("Parsing the graph")

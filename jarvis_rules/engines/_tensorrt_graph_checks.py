@@ -16,18 +16,17 @@ from typing import Any
 
 from jarvis_rules.engines._tensorrt_graph_tensors import (
     ITEM_BYTES,
-    REPORT,
     GraphTensor,
     check_constant,
     describe,
     invalid,
 )
+from jarvis_rules.engines._tensorrt_messages import ELSEWHERE, REPORT
 from jarvis_rules.errors import IntegrityError, JarvisError
 
 # Tried with TensorRT-RTX 1.7: these parse, on a graph of one `Relu`.
 _OPSETS = range(9, 26)
 _MAX_IR_VERSION = 13
-_ELSEWHERE = "ENGINE=onnxruntime builds it, or report the model's family"
 
 _DATA_DEPENDENT = "the shape of its result depends on values"
 _SEQUENCE = "TensorRT has tensors only, no sequences"
@@ -121,7 +120,7 @@ def _check_versions(model: Any) -> None:
         if opset.domain not in {"", "ai.onnx"}:
             raise _unsupported(
                 f"the graph uses operators of `{opset.domain}`, and TensorRT knows those of ONNX",
-                _ELSEWHERE,
+                ELSEWHERE,
             )
     versions = [opset.version for opset in model.opset_import]
     if len(versions) != 1 or versions[0] not in _OPSETS:
@@ -143,17 +142,17 @@ def _check_versions(model: Any) -> None:
 def _check_nodes(graph: Any) -> frozenset[str]:
     operators = set()
     if graph.sparse_initializer:
-        raise _unsupported("the graph has sparse constants, and TensorRT has none", _ELSEWHERE)
+        raise _unsupported("the graph has sparse constants, and TensorRT has none", ELSEWHERE)
     for node in _nodes(graph):
         if node.domain not in {"", "ai.onnx"}:
             raise _unsupported(
                 f"{_name(node)} is an operator of `{node.domain}`, and TensorRT knows those of "
                 "ONNX",
-                _ELSEWHERE,
+                ELSEWHERE,
             )
         if node.op_type in _DENIED:
             raise _unsupported(
-                f"{_name(node)} cannot be compiled: {_DENIED[node.op_type]}", _ELSEWHERE
+                f"{_name(node)} cannot be compiled: {_DENIED[node.op_type]}", ELSEWHERE
             )
         operators.add(node.op_type)
     return frozenset(operators)

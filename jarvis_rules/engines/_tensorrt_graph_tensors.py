@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jarvis_rules.engines._tensorrt_messages import ELSEWHERE, REPORT
 from jarvis_rules.errors import IntegrityError, JarvisError
-
-REPORT = "the exporter made what this compiler cannot take: report the model's family"
 
 _DTYPES = {1: "FP32", 10: "FP16", 7: "INT64", 6: "INT32", 9: "BOOL"}
 # Bytes per element of the types that a tensor may have: those, and FP64, BF16, INT8, UINT8.
@@ -78,7 +77,7 @@ def check_constant(tensor: Any, folder: Path) -> None:
         raise JarvisError(
             f"the constant `{tensor.name}` is of type {str(name).lower()}, which TensorRT has not",
             slug="engine.dtype",
-            hint="ENGINE=onnxruntime builds it, or report the model's family",
+            hint=ELSEWHERE,
         )
     expected = math.prod(tensor.dims) * size
     if tensor.data_location == onnx.TensorProto.EXTERNAL:

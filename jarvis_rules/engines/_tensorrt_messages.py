@@ -8,8 +8,11 @@ from typing import Any
 
 from jarvis_rules.errors import JarvisError
 
+REPORT = "the exporter made what this compiler cannot take: report the model's family"
+ELSEWHERE = "ENGINE=onnxruntime may take it; report the model's family"
+
 # `IBuilder::build…: Error Code 4: API Usage Error (TEXT In validate at /_src/…:12)`
-_FRAMED = re.compile(r"Error Code \d+: [^(\n]*\((?P<text>.+?)\.? In [\w:~<>]+ at /", re.DOTALL)
+_FRAMED = re.compile(r"Error Code \d+: [^(\n]*\((?P<text>.+?)\.? In \S+ at /", re.DOTALL)
 _ASSERTION = re.compile(r"^(Assertion failed: .*?: |Invalid Node - .*\n)")
 # Follows many errors on a machine without a driver.
 _NO_DRIVER = "cudaError 35"
@@ -34,7 +37,7 @@ def unknown_operators(compiler: str, operators: Iterable[str]) -> JarvisError:
     return JarvisError(
         f"{compiler} knows no operator {', '.join(f'`{name}`' for name in sorted(operators))}",
         slug="engine.unsupported-operator",
-        hint="ENGINE=onnxruntime builds it, or report the model's family",
+        hint=ELSEWHERE,
     )
 
 
@@ -76,5 +79,5 @@ def _refused(message: str) -> JarvisError:
     return JarvisError(
         message,
         slug="engine.compiler-refused",
-        hint="ENGINE=onnxruntime builds it, or report the model's family",
+        hint=ELSEWHERE,
     )

@@ -18,7 +18,7 @@ from jarvis_rules.onnx_graph.wire import (
 )
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, TensorProto
+    from onnx import GraphProto, ModelProto, TensorProto
 
 _BLOCK = 1 << 20
 _NAMES = {number: name for name, number in TENSOR_TYPES.items()}
@@ -82,6 +82,7 @@ def read_model(path: Path) -> ModelFile:
                         graph += _slice(file, first, last)
         frame = ModelProto.FromString(bytes(rest))
         frame.graph.CopyFrom(GraphProto.FromString(bytes(graph)))
+        _check_text(frame.graph)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise _broken(path, f"not an ONNX model: {error or 'cannot be parsed'}") from error
     if not frame.graph.node or not frame.graph.output:
@@ -149,6 +150,16 @@ def _varint(file: BinaryIO, start: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, start + place + 1
     raise ValueError(f"the number at byte {start} does not end")
+
+
+def _check_text(graph: GraphProto) -> None:
+    """Raise ValueError for names that are not UTF-8, which protobuf gives as bytes."""
+    for node in graph.node:
+        names = (node.name, node.op_type, node.domain, *node.input, *node.output)
+        values: list[object] = [*names, *(attribute.name for attribute in node.attribute)]
+        for text in values:
+            if isinstance(text, bytes):
+                raise ValueError(f"the name {text!r} is not UTF-8")
 
 
 def _slice(file: BinaryIO, start: int, end: int) -> bytes:

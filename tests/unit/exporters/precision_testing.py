@@ -40,6 +40,9 @@ def feed_fastpitch(name: str, model: ExportedModel, graphs: Graphs) -> Iterator[
     wanted = [value["name"] for value in model.facts["graphs"][decoder]["inputs"]]
     for inputs in runs:
         yield encoder, inputs
+        # onnx needs minutes for the longest of these.
+        if inputs is runs[-1] and "/" in name:
+            return
         found = graphs[encoder](inputs)
         frames = np.arange(max(1, int(found["num_frames"].max())))
         yield decoder, {k: v for k, v in found.items() if k in wanted} | {"frame_index": frames}
@@ -62,7 +65,14 @@ def feed_tacotron2(name: str, model: ExportedModel, _: Graphs) -> Iterator[tuple
 
 def feed_vocoder(name: str, model: ExportedModel, _: Graphs) -> Iterator[tuple[str, Arrays]]:
     r = recorded(name)
-    yield GRAPH, {value["name"]: r[value["name"]] for value in model.facts["inputs"]}
+    names = [value["name"] for value in model.facts["inputs"]]
+    for key in r:
+        kind, _, ending = key.partition("_")
+        if kind == "audio" and ending != "zero":
+            feed = {name: r.get(f"{name}_{ending}", r.get(name)) for name in names}
+            if ending:
+                feed["spec"] = feed["spec"][..., : int(ending)]
+            yield GRAPH, feed
 
 
 FEEDS: dict[str, Callable[[str, ExportedModel, Graphs], Iterator[tuple[str, Arrays]]]] = {
