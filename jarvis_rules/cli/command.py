@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,10 +36,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing and leaving."""
-        prefix = "argument command: invalid choice: "
-        if message.startswith(prefix):
-            message = f"unknown command {message.removeprefix(prefix).partition(' ')[0]}"
-        raise UsageError(message, slug="usage", hint=f"see `{self.prog} --help`")
+        hint = f"see `{self.prog} --help`"
+        # "argument NAME: invalid choice: 'x' (choose from 'a', b)", quoted as the Python likes.
+        found = re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if found is not None:
+            what, got, listed = found.groups()
+            known = [name.strip(" '") for name in listed.split(",")]
+            what = what if what == "command" else f"value of {what}"
+            message = f"unknown {what} `{got}`"
+            suggestion = did_you_mean(got, known)
+            listing = f"known: {', '.join(known)}; " if what != "command" else ""
+            hint = f"{suggestion + ' ' if suggestion else ''}{listing}{hint}"
+        raise UsageError(message, slug="usage", hint=hint)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and refuse unknown options with the nearest known ones."""

@@ -161,6 +161,8 @@ def _assemble(
     plan = plan_engines(pipeline, gpu, request)
     for note in plan.notes:
         talk.note(note)
+    if key is not None:
+        talk.note(f"`{path.name}` is encrypted, what a server loads is not: guard `{directory}`")
 
     def run(action: DeclaredAction) -> Executed:
         executed = executor.run(action.spec)

@@ -125,11 +125,12 @@ def _make_logger(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity > trt.ILogger.Severity.WARNING:
+            if int(severity) > int(trt.ILogger.Severity.WARNING):
                 return
             _log(message)
             # The parser's own account of an error is structured, and read from it.
-            if severity <= trt.ILogger.Severity.ERROR and "ModelImporter.cpp" not in message:
+            is_error = int(severity) <= int(trt.ILogger.Severity.ERROR)
+            if is_error and "ModelImporter.cpp" not in message:
                 self.errors.append(message)
 
     return Logger()

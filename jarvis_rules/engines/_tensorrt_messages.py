@@ -43,10 +43,11 @@ def unknown_operators(compiler: str, operators: Iterable[str]) -> JarvisError:
 
 def builder_error(compiler: str, lines: Iterable[str], precision: str) -> JarvisError:
     """Return the error for a network that was not built, from the ERROR lines of its log."""
-    texts = list(dict.fromkeys(_core(line) for line in lines))
+    raw = list(lines)
+    texts = list(dict.fromkeys(map(_core, raw)))
     texts = [text for text in texts if _NO_DRIVER not in text] or texts
     said = "; ".join(texts[:_LIMIT]) or "it does not say why"
-    if re.search(r"out ?of ?memory|bad_alloc", said, re.IGNORECASE):
+    if re.search(r"out ?of ?memory|bad_alloc", " ".join(raw), re.IGNORECASE):
         return JarvisError(
             f"there is not enough memory for {compiler}: {said}",
             slug="engine.memory",

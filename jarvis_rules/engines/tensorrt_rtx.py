@@ -42,8 +42,7 @@ def _check_target(gpu: GpuTarget, _: str) -> None:
         raise UsageError(
             f"{gpu.name} is {gpu.architectures()}: {_NAME} cannot target {them}",
             slug="engine.target",
-            hint="ENGINE=tensorrt on a machine with that GPU, or ENGINE=onnxruntime, which runs "
-            "on any",
+            hint=_way_out(gpu),
         )
     if _TURING in gpu.compute_capabilities and len(gpu.compute_capabilities) > 1:
         raise UsageError(
@@ -51,6 +50,14 @@ def _check_target(gpu: GpuTarget, _: str) -> None:
             slug="engine.target",
             hint=f"an engine for each: GPU={gpu.name.replace('+', ',')}",
         )
+
+
+def _way_out(gpu: GpuTarget) -> str:
+    """Return what to do instead: classical TensorRT has dropped Volta, and takes one GPU alone."""
+    portable = "ENGINE=onnxruntime, which runs on any"
+    if len(gpu.compute_capabilities) > 1 or gpu.compute_capabilities[0] == "7.0":
+        return portable
+    return f"ENGINE=tensorrt on a machine with that GPU, or {portable}"
 
 
 def _check_machine(_: GpuTarget, __: Mapping[str, str]) -> None:

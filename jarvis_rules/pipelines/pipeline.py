@@ -24,7 +24,8 @@ class Option:
     """One option of a pipeline, in one of three classes.
 
     `used`; `no-effect`: known to Jarvis, accepted so that old command lines run, and without
-    effect here; `planned`: asks for something that is not built yet, refused.
+    effect here; `planned`: asks for something that is not built yet, refused, as is a value among
+    `planned_choices`.
     """
 
     name: str
@@ -34,12 +35,20 @@ class Option:
     effect: Effect = "used"
     choices: tuple[str, ...] = ()
     minimum: float | None = None
+    planned_choices: tuple[str, ...] = ()
 
     def parse(self, value: object) -> Scalar:
         """Return `value` as this option's type; UsageError for anything else."""
         parsed = self._convert(value)
         if parsed is None:
             raise self._refuse(f"expected {_TYPE_NAMES[self.type]}, got {value!r}")
+        if parsed in self.planned_choices:
+            raise UsageError(
+                f"`{parsed}` is not available yet",
+                slug="option.planned",
+                where=f"option `{self.name}`",
+                hint=f"available: {', '.join(self.choices)}",
+            )
         if self.choices and parsed not in self.choices:
             suggestion = did_you_mean(str(parsed), self.choices)
             raise self._refuse(

@@ -58,7 +58,11 @@ OPTIONS = (
     Option("language_code", str, "en-US", "language tag (BCP 47) that clients ask for"),
     Option("offline", bool, True, "recognise whole utterances"),
     Option("max_batch_size", int, 8, "largest batch of the pipeline", minimum=1),
-    Option("decoder_type", str, "greedy", "CTC decoder", choices=("greedy",)),
+    Option(
+        "decoder_type", str, "greedy", "CTC decoder",
+        choices=("greedy",),
+        planned_choices=("flashlight", "kaldi", "nemo", "os2s", "pass_through"),
+    ),
     Option("ms_per_timestep", float, None, "duration of an acoustic step, derived from the model"),
     Option(
         "featurizer.max_batch_size", int, None, "largest batch of the feature extractor",
@@ -72,7 +76,7 @@ OPTIONS = (
         minimum=-1,
     ),
     Option(
-        "nn.max_utterance_duration", float, 60.0,
+        "nn.longest_utterance", float, 60.0,
         "longest utterance in seconds that an engine compiled for a GPU takes (our name)",
         minimum=1,
     ),
@@ -304,11 +308,11 @@ def _acoustic_model(model: str, facts: Mapping[str, Any], options: OptionValues)
 
 
 def _engine_inputs(facts: Mapping[str, Any], options: OptionValues) -> tuple[EngineInput, ...]:
-    """Return the inputs of the acoustic model: utterances of up to `nn.max_utterance_duration`."""
+    """Return the inputs of the acoustic model: utterances of up to `nn.longest_utterance`."""
     features = facts["features"]
     batch = options.integer("nn.max_batch_size")
     per_second = facts["sample_rate"] / features["n_window_stride"]
-    longest = math.ceil(float(options["nn.max_utterance_duration"] or 0) * per_second) + 1
+    longest = math.ceil(float(options["nn.longest_utterance"] or 0) * per_second) + 1
     # Features are padded to a multiple, so that the longest utterance has a few frames more.
     pad_to = features["pad_to"] or 1
     longest = -(-longest // pad_to) * pad_to

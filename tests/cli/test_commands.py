@@ -90,7 +90,7 @@ def test_files_are_those_of_scons(built, cache):
         check=True,
         text=True,
     )
-    assert "built 0, cached 4" in done.stderr
+    assert "built 0, cached 5" in done.stderr
     out = checkout / "out"
     assert files(built.folder / "models") == files(out / "cpu/models")
     assert (built.folder / "tiny.jmir").read_bytes() == (out / "any/tiny.jmir").read_bytes()
@@ -180,7 +180,7 @@ def test_hostile_checkpoints(run, name):
         ("jarvis-deploy", ("a.jmir", "b.jmir"), 2, "[usage]"),
         ("jarvis-deploy", ("a.jmir", "models", "--gpu", "a1000"), 2, "did you mean `a100`"),
         ("jarvis-deploy", ("tiny.nemo", "models", "--gpu", "cpu"), 3, "[archive.missing-manifest]"),
-        ("jarvis-rules", ("inspekt", "x"), 2, "error: unknown command 'inspekt'"),
+        ("jarvis-rules", ("inspekt", "x"), 2, "error: unknown command `inspekt`"),
         ("jarvis-rules", ("inspect", "absent.jmir"), 2, "error: absent.jmir: "),
         ("jarvis-rules", ("inspect", "x", "--fromat", "json"), 2, "did you mean `--format`?"),
     ],

@@ -101,7 +101,7 @@ BUILDS = [
         "--decoder_type=flashlight --flashlight_decoder.lm_weight=0.2 "
         "--flashlight_decoder.word_insertion_score=0.2 --flashlight_decoder.beam_threshold=20. "
         "--decoding_language_model_binary=lm.bin --decoding_vocab=vocab.txt",
-        "option.invalid",
+        "option.planned",
     ),
     # Citrinet in chunks, greedy.
     (

@@ -6,6 +6,8 @@ functions that a build calls do as little as a build needs; the "plan" is a reco
 asked for. `FAKE_TENSORRT_API` chooses the version, `FAKE_TENSORRT` how the build goes wrong.
 """
 
+# ruff: noqa: ARG002, F821, N802  (names of the bindings, which are made from the file)
+
 from __future__ import annotations
 
 import enum

@@ -65,3 +65,33 @@ def write_spec(folder, model, gpu=A100, inputs=FLOATS, **given):
     graph = folder / "graph.onnx"
     graph.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     return EngineSpec(graph, gpu, inputs=inputs, **given)
+
+
+# Least, typical and most size of each symbolic axis of the recorded models' graphs.
+SIZES = {
+    "batch": Extent(1, 2, 4),
+    "time": Extent(32, 128, 512),
+    "tokens": Extent(4, 32, 128),
+    "frames": Extent(4, 64, 256),
+}
+
+
+def engine_inputs(graph):
+    """Return the sizes of a graph's inputs, by the names of its axes."""
+    initial = {tensor.name for tensor in graph.initializer}
+    return tuple(
+        EngineInput(
+            one.name,
+            {1: "FP32", 10: "FP16", 7: "INT64", 6: "INT32", 9: "BOOL"}[
+                one.type.tensor_type.elem_type
+            ],
+            tuple(
+                SIZES[size.dim_param]
+                if size.dim_param
+                else Extent(size.dim_value, size.dim_value, size.dim_value)
+                for size in one.type.tensor_type.shape.dim
+            ),
+        )
+        for one in graph.input
+        if one.name not in initial
+    )

@@ -90,7 +90,8 @@ def test_a_build(version, tmp_path, capfd):
     assert re.search(r"^peak memory: \d+ MiB$", out, re.MULTILINE)
 
 
-def test_options(version, tmp_path):
+@pytest.mark.usefixtures("version")
+def test_options(tmp_path):
     options = {
         "workspace_mib": 512,
         "version_compatible": True,
@@ -109,7 +110,8 @@ def test_the_levels_are_those_of_the_option(version):
     assert {"none", "ampere_plus", "same_compute_capability"} <= levels
 
 
-def test_an_unknown_level(version, tmp_path):
+@pytest.mark.usefixtures("version")
+def test_an_unknown_level(tmp_path):
     error = refusal(tmp_path, options={"hardware_compatibility": "pascal"})
     assert (type(error), error.slug) == (UsageError, "option.invalid")
     assert "ampere_plus" in error.hint
@@ -119,7 +121,8 @@ def test_an_unknown_level(version, tmp_path):
     ("cache", "words"),
     [(b"foreign", "does not take the timing cache"), (b"partial", "Timing cache miss")],
 )
-def test_a_timing_cache_that_does_not_fit(version, tmp_path, cache, words):
+@pytest.mark.usefixtures("version")
+def test_a_timing_cache_that_does_not_fit(tmp_path, cache, words):
     path = tmp_path / "given.cache"
     path.write_bytes(cache)
     error = refusal(tmp_path, timing_cache=path)
@@ -127,7 +130,8 @@ def test_a_timing_cache_that_does_not_fit(version, tmp_path, cache, words):
     assert words in error.message
 
 
-def test_a_timing_cache_repeats_a_build(version, tmp_path):
+@pytest.mark.usefixtures("version")
+def test_a_timing_cache_repeats_a_build(tmp_path):
     path = tmp_path / "given.cache"
     path.write_bytes(b"timings")
     _, engine = build(tmp_path, timing_cache=path)
@@ -149,14 +153,16 @@ def test_a_timing_cache_repeats_a_build(version, tmp_path):
         ("no-driver", "engine.compiler-refused", "CUDA initialization failure with error: 35"),
     ],
 )  # fmt: skip
-def test_what_goes_wrong_is_one_message(version, tmp_path, monkeypatch, mode, slug, words):
+@pytest.mark.usefixtures("version")
+def test_what_goes_wrong_is_one_message(tmp_path, monkeypatch, mode, slug, words):
     monkeypatch.setenv("FAKE_TENSORRT", mode)
     error = refusal(tmp_path)
     assert (error.slug, error.where) == (slug, str(tmp_path / "graph.onnx"))
     assert words in error.message
 
 
-def test_an_operator_that_the_parser_does_not_know(version, tmp_path):
+@pytest.mark.usefixtures("version")
+def test_an_operator_that_the_parser_does_not_know(tmp_path):
     model = make_model([helper.make_node("Unique", ["x"], ["y"])])
     del model.graph.output[0].type.tensor_type.shape.dim[1]
     error = refusal(tmp_path, model=model)
@@ -171,7 +177,8 @@ def test_an_operator_that_the_parser_does_not_know(version, tmp_path):
         ("__version__ = '8.6.1'", "engine.version", "TensorRT 8.6.1 is installed, expected 10.x"),
     ],
 )
-def test_a_library_that_does_not_do(version, tmp_path, monkeypatch, code, slug, words):
+@pytest.mark.usefixtures("version")
+def test_a_library_that_does_not_do(tmp_path, monkeypatch, code, slug, words):
     (tmp_path / "tensorrt.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     error = refusal(tmp_path)
@@ -180,14 +187,16 @@ def test_a_library_that_does_not_do(version, tmp_path, monkeypatch, code, slug, 
 
 
 @pytest.mark.parametrize("devices", [DEVICES[:1], ()])
-def test_the_gpu_is_looked_at_again_when_it_builds(version, tmp_path, monkeypatch, devices):
+@pytest.mark.usefixtures("version")
+def test_the_gpu_is_looked_at_again_when_it_builds(tmp_path, monkeypatch, devices):
     monkeypatch.setattr(classical, "cuda_devices", lambda: devices)
     error = refusal(tmp_path)
     assert (type(error), error.slug) == (ToolchainError, "engine.machine")
     assert ("NVIDIA L4 (sm_89)" if devices else "no NVIDIA GPU") in error.message
 
 
-def test_one_gpu_is_left_as_it_is(version, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("version")
+def test_one_gpu_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(classical, "cuda_devices", lambda: DEVICES[1:])
     _, engine = build(tmp_path)
     assert json.loads(engine.read_bytes())["devices"] is None
