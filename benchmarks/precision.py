@@ -14,14 +14,15 @@ Prints one row for each output of each graph of the reference models of `tests/d
 * ORT: the same in ONNX Runtime on the CPU, which removes pairs of casts and computes between them
   in float32. It has no kernels for most of bf16.
 * changed: of scores the positions of the largest, of integers the values, that differ, by
-  `onnx.reference`, of how many. Frames and tokens of padding do not count.
+  `onnx.reference`, of how many.
 * kept: nodes that stay float32, of those that could have changed.
 * clipped, zeroed: values of the constants beyond the type, and those that became 0.
 * RTX: the time to build for compute capability 8.0 with strong typing, dynamic shapes, no GPU.
 
-FastPitch has a run that nobody recorded: a recorded text repeated to 480 tokens, thousands of
-frames. Its decoder is given what its encoder gave in float32. Exits 1 where a difference is beyond
-`tolerance`, a number is not finite, an integer changed, or TensorRT-RTX refuses a graph.
+Frames and tokens of padding count nowhere. FastPitch has a run that nobody recorded: a recorded
+text repeated to 480 tokens, thousands of frames (of variants only the encoder). Its decoder is
+given what its encoder gave in float32. Exits 1 where a difference is beyond `TOLERANCES`, a number
+is not finite, an integer changed, or TensorRT-RTX refuses a graph.
 """
 
 from __future__ import annotations
@@ -39,10 +40,16 @@ from typing import Any
 import families
 import numpy as np
 from exporters import exporter_testing as recordings
-from exporters.precision_testing import FEEDS, Arrays, in_onnxruntime, in_reference
+from exporters.precision_testing import (
+    FEEDS,
+    in_onnxruntime,
+    valid_positions,
+)
 
 from jarvis_rules.exporters.exporter import ExportedModel, export_model
-from jarvis_rules.onnx_graph.precision import convert_precision, tolerance
+from jarvis_rules.onnx_graph.comparison import TOLERANCES
+from jarvis_rules.onnx_graph.precision import convert_precision
+from jarvis_rules.onnx_graph.reference_runtime import load_reference
 
 SCORES = ("logits", "logprobs", "log_probs")
 
@@ -65,28 +72,24 @@ class Row:
     def relative(self) -> float:
         return self.rounded / self.largest if self.largest else self.rounded
 
-    def compare(self, wanted: np.ndarray, found: np.ndarray, feed: Arrays, lengths: Any) -> None:
+    def compare(self, wanted: np.ndarray, found: np.ndarray, valid: np.ndarray) -> None:
+        """Add one run; `valid` says which positions [batch, time] count."""
         if wanted.dtype.kind != "f":
             self.changed = (self.changed or 0) + int((wanted != found).sum())
             self.of += wanted.size
             return
-        self.largest = max(self.largest, float(np.abs(wanted).max(initial=0.0)))
-        self.rounded = families.worst((self.rounded, recordings.largest(found, wanted)))
+        self.largest = max(self.largest, float(np.abs(wanted[valid]).max(initial=0.0)))
+        difference = recordings.largest(found[valid], wanted[valid])
+        self.rounded = families.worst((self.rounded, difference))
         if not self.output.endswith(SCORES):
             return
-        valid = feed.get("attention_mask")
-        if lengths is not None:
-            valid = np.arange(wanted.shape[1]) < lengths[:, None]
-        axis = 1 if self.family == "question_answering" else -1
-        if axis == 1:
-            hidden = np.where(np.asarray(valid)[:, :, None] == 0, -np.inf, 0)
-            wanted, found, valid = wanted + hidden, found + hidden, None
-        differs = wanted.argmax(axis) != found.argmax(axis)
-        counted = np.ones(differs.shape, bool)
-        if valid is not None and differs.ndim == 2 and valid.shape == differs.shape:
-            counted = valid.astype(bool)
-        self.changed = (self.changed or 0) + int((differs & counted).sum())
-        self.of += int(counted.sum())
+        if self.family == "question_answering":  # the best start and the best end of each item
+            hidden = np.where(valid[:, :, None], 0, -np.inf)
+            differs = (wanted + hidden).argmax(1) != (found + hidden).argmax(1)
+        else:
+            differs = (wanted.argmax(-1) != found.argmax(-1))[valid]
+        self.changed = (self.changed or 0) + int(differs.sum())
+        self.of += differs.size
 
 
 def measure(family: str, name: str, precision: str, rtx: Path | None) -> list[Row]:
@@ -101,7 +104,7 @@ def measure(family: str, name: str, precision: str, rtx: Path | None) -> list[Ro
             source.write_bytes(data)
             marks = model.graphs[graph].full_precision_nodes
             reports[graph] = convert_precision(source, target, precision, marks)
-            exact[graph], rounded[graph] = in_onnxruntime(source), in_reference(target)
+            exact[graph], rounded[graph] = in_onnxruntime(source), load_reference(target)
             if precision == "fp16":
                 in_ort[graph] = in_onnxruntime(target)
         built = {} if rtx is None else {g: build(rtx, model, g, precision, folder) for g in exact}
@@ -114,9 +117,10 @@ def measure(family: str, name: str, precision: str, rtx: Path | None) -> list[Ro
                     Row(family, name.rpartition("/")[2], graph, output, rtx=built.get(graph, "")),
                 )
                 row.report = reports[graph].to_json()
-                row.compare(value, found[output], feed, wanted.get("encoded_length"))
+                valid = valid_positions(feed, wanted, output)
+                row.compare(value, found[output], valid)
                 if beside and value.dtype.kind == "f":
-                    difference = recordings.largest(beside[output], value)
+                    difference = recordings.largest(beside[output][valid], value[valid])
                     row.ort = families.worst((row.ort or 0.0, difference))
     return list(rows.values())
 
@@ -139,7 +143,8 @@ def build(python: Path, model: ExportedModel, graph: str, precision: str, folder
 
 
 def broken(row: Row, precision: str) -> Iterator[str]:
-    bound = tolerance(precision, row.largest)
+    absolute, relative = TOLERANCES[precision]
+    bound = absolute + relative * row.largest
     if not row.rounded <= bound:  # NaN too
         yield f"differs by {row.rounded:.1e}, bound {bound:.1e}"
     if row.changed and not row.output.endswith(SCORES):

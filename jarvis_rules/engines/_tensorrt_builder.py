@@ -1,7 +1,7 @@
 """Builds an engine in a process of its own, which the compiler may crash.
 
-A valid graph can end TensorRT with a segmentation fault (`Attention` of operator set 23 does), and
-one that is too large for the machine ends in the kernel's SIGKILL. Either becomes one message.
+A valid graph can end TensorRT with a segmentation fault (one of `Attention` did), and one that is
+too large for the machine ends in the kernel's SIGKILL. Either becomes one message.
 """
 
 from __future__ import annotations

@@ -31,13 +31,13 @@ def dump_request(module: str, spec: EngineSpec, engine: Path) -> bytes:
     """Return what `main` reads: the module whose `COMPILER` is to be used, and what to build."""
     document = {
         "module": module,
-        "engine": str(engine),
-        "graph": str(spec.graph),
+        "engine": str(engine.absolute()),
+        "graph": str(spec.graph.absolute()),
         "gpu": spec.gpu.to_json(),
         "precision": spec.precision,
         "inputs": [dataclasses.asdict(value) for value in spec.inputs],
         "options": dict(spec.options),
-        "timing_cache": None if spec.timing_cache is None else str(spec.timing_cache),
+        "timing_cache": None if spec.timing_cache is None else str(spec.timing_cache.absolute()),
     }
     return json.dumps(document).encode()
 

@@ -6,16 +6,22 @@ the `Compiler` of each toolchain. Runs in the child process.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jarvis_rules.engines._tensorrt_graph_checks import check_graph
+from jarvis_rules.engines._tensorrt_graph_checks import CheckedGraph, check_graph
 from jarvis_rules.engines._tensorrt_messages import builder_error, parser_error, unknown_operators
 from jarvis_rules.engines._tensorrt_profiles import make_profiles
 from jarvis_rules.engines.engine import BuiltEngine, EngineSpec, Profile
 from jarvis_rules.errors import JarvisError, ToolchainError
+
+# As much as a main thread has by default: the compiler descends into graphs.
+_STACK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +41,64 @@ class Compiler:
 
 
 def compile_engine(compiler: Compiler, spec: EngineSpec, engine: Path) -> BuiltEngine:
-    """Check the graph, compile it, and write the engine; JarvisError where it is refused."""
+    """Check the graph, compile it, and write the engine; JarvisError where it is refused.
+
+    Changes to the graph's folder: paths are to be absolute.
+    """
     spec.report("Checking the graph")
     graph = check_graph(spec.graph, spec.gpu.memory_gib)
     mode = str(spec.options.get("shape_profiles", "dynamic"))
     profiles = make_profiles(graph.inputs, spec.inputs, mode)
     spec.report(f"Loading {compiler.name}")
     trt = _load(compiler)
-    title = f"{compiler.name} {trt.__version__}"
-    _log(title)
-    logger = _make_logger(trt)
+    _log(f"{compiler.name} {trt.__version__}")
+    # The compiler orders things by their address, so an engine's bytes would tell what was
+    # allocated before: every path is part of that. A new thread has a heap of its own, where the
+    # same graph of the same name leaves the same traces.
+    os.chdir(spec.graph.parent)
+    threading.stack_size(_STACK_BYTES)
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(_compile, trt, compiler, spec, graph, profiles, engine).result()
+
+
+def _compile(
+    trt: Any,
+    compiler: Compiler,
+    spec: EngineSpec,
+    graph: CheckedGraph,
+    profiles: tuple[Profile, ...],
+    engine: Path,
+) -> BuiltEngine:
+    title, logger = f"{compiler.name} {trt.__version__}", _make_logger(trt)
+
+    def refused() -> JarvisError:
+        return builder_error(title, logger.errors, spec.precision)
+
     try:
         builder = trt.Builder(logger)
     except TypeError:
         # What the bindings make of a null pointer: there is no driver, for example.
-        raise builder_error(title, logger.errors, spec.precision) from None
+        raise refused() from None
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     spec.report("Parsing the graph")
     unknown = [name for name in graph.operators if not parser.supports_operator(name)]
     if unknown:
         raise unknown_operators(title, unknown)
-    if not parser.parse_from_file(str(spec.graph)):
+    if not parser.parse_from_file(spec.graph.name):
         raise parser_error(title, (parser.get_error(i) for i in range(parser.num_errors)))
     config = builder.create_builder_config()
-    _add_profiles(builder, config, profiles, lambda: logger.errors, title, spec.precision)
+    for profile in profiles:
+        shapes = builder.create_optimization_profile()
+        for name, sizes in profile.items():
+            shapes.set_shape(name, sizes["min"], sizes["opt"], sizes["max"])
+        if config.add_optimization_profile(shapes) < 0:
+            raise refused()
     config.progress_monitor = _make_monitor(trt, spec.report)
     compiler.configure(trt, config, spec)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise builder_error(title, logger.errors, spec.precision)
+        raise refused()
     spec.report("Writing the engine")
     with engine.open("wb") as file:
         file.write(plan)
@@ -98,22 +132,6 @@ def _network_flags(trt: Any) -> int:
     """Return the flags for types that are the graph's own; always so where there is no flag."""
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if typed is None else 1 << int(typed)
-
-
-def _add_profiles(
-    builder: Any,
-    config: Any,
-    profiles: Iterable[Profile],
-    errors: Callable[[], list[str]],
-    title: str,
-    precision: str,
-) -> None:
-    for profile in profiles:
-        shapes = builder.create_optimization_profile()
-        for name, sizes in profile.items():
-            shapes.set_shape(name, sizes["min"], sizes["opt"], sizes["max"])
-        if config.add_optimization_profile(shapes) < 0:
-            raise builder_error(title, errors(), precision)
 
 
 def _make_logger(trt: Any) -> Any:

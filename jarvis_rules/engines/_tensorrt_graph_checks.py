@@ -34,7 +34,7 @@ _OPTIONAL = "TensorRT has tensors only, no optional values"
 _STRING = "TensorRT has no strings"
 # Operators of ONNX that its parser refuses with an assertion, or that crash its compiler.
 _DENIED = {
-    "Attention": "it crashes the compiler",
+    "Attention": "the compiler has crashed on it",
     "DFT": "TensorRT has no such operator",
     "NonZero": _DATA_DEPENDENT,
     **dict.fromkeys(

@@ -26,8 +26,9 @@ def make_profiles(
     """
     if mode not in SHAPE_PROFILES:
         raise UsageError(
-            f"`shape_profiles` is `{mode}`, expected one of: {', '.join(SHAPE_PROFILES)}",
+            f"`shape_profiles` is `{mode}`",
             slug="option.invalid",
+            hint=f"one of: {', '.join(SHAPE_PROFILES)}",
         )
     tensors, sizes = {one.name: one for one in graph}, {one.name: one for one in inputs}
     if tensors.keys() != sizes.keys():

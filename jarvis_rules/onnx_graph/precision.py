@@ -24,23 +24,6 @@ if TYPE_CHECKING:
 PRECISIONS: Mapping[str, str | None] = {"fp32": None, "fp16": "float16", "bf16": "bfloat16"}
 """The type that each one computes in where it can, a key of `wire.TENSOR_TYPES`."""
 
-TOLERANCES: Mapping[str, tuple[float, float]] = {
-    "fp32": (1e-5, 1e-4),
-    "fp16": (1e-3, 2e-2),
-    "bf16": (1e-2, 2e-1),
-}
-"""Absolute part, and part of an output's largest magnitude: see `tolerance`."""
-
-
-def tolerance(precision: str, largest: float) -> float:
-    """Return how far an output may be from float32, whose largest magnitude there is `largest`.
-
-    Set from what `benchmarks/precision.py` measured with honest rounding; the table is in
-    `docs/reference/precision.md`. Integers may not differ at all.
-    """
-    absolute, relative = TOLERANCES[precision]
-    return absolute + relative * largest
-
 
 @dataclass(frozen=True, slots=True)
 class ClippedConstant:
@@ -108,7 +91,7 @@ def convert_precision(
     activations and recurrent layers are computed in half precision.
 
     Raises IntegrityError `precision.graph`, `precision.unknown-node`, JarvisError
-    `precision.unsupported`.
+    `precision.operator`.
     """
     if precision not in PRECISIONS or graph.resolve() == target.resolve():
         raise JarvisBug(f"cannot convert `{graph}` to {precision} in `{target}`")

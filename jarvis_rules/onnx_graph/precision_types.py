@@ -22,7 +22,7 @@ class Types:
     """Element types (numbers of TensorProto.DataType) and ranks of all values.
 
     Raises IntegrityError `precision.graph` where they cannot be inferred or nodes are not in
-    topological order, JarvisError `precision.unsupported` for operators that the standard does not
+    topological order, JarvisError `precision.operator` for operators that the standard does not
     have and for those with graphs inside.
     """
 
@@ -153,6 +153,6 @@ def _broken(message: str) -> IntegrityError:
 def _unsupported(node: NodeProto, what: str) -> JarvisError:
     return JarvisError(
         f"{label(node)} {what}: its precision cannot be changed",
-        slug="precision.unsupported",
+        slug="precision.operator",
         hint="build the engine in fp32",
     )

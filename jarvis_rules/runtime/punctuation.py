@@ -14,6 +14,7 @@ Source: NeMo 1.23 PunctuationCapitalizationModel.add_punctuation_capitalization.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,10 +81,9 @@ class TritonPythonModel(LanguageModule):
         self, items: Sequence[WindowedText], outputs: Sequence[list[list[NDArray[Any]]]]
     ) -> list[Punctuated]:
         """Return every text with its marks and capitals."""
-        return [
-            self._punctuated(item, *self._best(item, windows))
-            for item, windows in zip(items, outputs, strict=True)
-        ]
+        marks = _best_labels(items, [[w[0] for w in rows] for rows in outputs], self._marks)
+        capitals = _best_labels(items, [[w[1] for w in rows] for rows in outputs], self._capitals)
+        return [self._punctuated(*found) for found in zip(items, marks, capitals, strict=True)]
 
     def tensors(self, results: Sequence[Punctuated]) -> Answer:
         """Lay the results of one request out."""
@@ -109,18 +109,6 @@ class TritonPythonModel(LanguageModule):
             text.numbers.append(numbers)
         return text
 
-    def _best(
-        self, item: WindowedText, windows: Sequence[list[NDArray[Any]]]
-    ) -> tuple[list[str], list[str]]:
-        """Return mark and capital of every word: the best of the product over its windows."""
-        found = []
-        for output, labels in enumerate((self._marks, self._capitals)):
-            scores = np.zeros((len(item.words), len(labels)))
-            for place, number, logits in zip(item.places, item.numbers, windows, strict=True):
-                scores[number] += log_softmax(logits[output][place])
-            found.append([labels[best] for best in scores.argmax(axis=1)])
-        return found[0], found[1]
-
     def _punctuated(self, item: WindowedText, marks: list[str], capitals: list[str]) -> Punctuated:
         words = [
             (word if capital == self._pad_label else _capitalize(word))
@@ -128,6 +116,28 @@ class TritonPythonModel(LanguageModule):
             for word, mark, capital in zip(item.words, marks, capitals, strict=True)
         ]
         return Punctuated(" ".join(words), marks, capitals)
+
+
+def _best_labels(
+    items: Sequence[WindowedText], logits: Sequence[Sequence[NDArray[Any]]], labels: Sequence[str]
+) -> list[list[str]]:
+    """Return the label of every word of each text: the best of the product over its windows.
+
+    `logits` are those of each window, [tokens, labels].
+    """
+    ends = list(accumulate(len(item.words) for item in items))
+    looked_at, numbers = [], []
+    for item, end, windows in zip(items, ends, logits, strict=True):
+        for place, number, values in zip(item.places, item.numbers, windows, strict=True):
+            looked_at.append(values[place])
+            numbers.append(number + (end - len(item.words)))
+    if not looked_at:
+        return [[] for _ in items]
+    scores = log_softmax(np.concatenate(looked_at))
+    words = np.concatenate(numbers)
+    summed = np.stack([np.bincount(words, column, ends[-1]) for column in scores.T], axis=1)
+    best = [labels[place] for place in summed.argmax(axis=1)]
+    return [best[end - len(item.words) : end] for item, end in zip(items, ends, strict=True)]
 
 
 def _capitalize(word: str) -> str:

@@ -185,7 +185,7 @@ def _candidates(window: Window, logits: NDArray[np.float64], settings: Settings)
     picked = np.argsort(logits, axis=0, kind="stable")[::-1][: settings.n_best_size] - window.offset
     starts, ends = (column[(column >= 0) & (column < window.length)] for column in picked.T)
     starts = starts[window.widest[starts]]
-    first, last = (grid.ravel() for grid in np.meshgrid(starts, ends, indexing="ij"))
+    first, last = np.repeat(starts, len(ends)), np.tile(ends, len(starts))
     fits = (last >= first) & (last - first < settings.max_answer_length)
     first, last = first[fits], last[fits]
     score = logits[first + window.offset, 0] + logits[last + window.offset, 1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ def find_spans(
         kinds.append(kind if marked else label)
         same = place > 0 and kinds[place - 1] == kinds[place] and labels[place - 1] != outside
         begins.append(not same or (marked and prefix == "B"))
-    numbers = np.cumsum(begins).tolist()
+    numbers = list(accumulate(begins))
     spans = []
     for _, group in groupby(range(len(words)), numbers.__getitem__):
         places = list(group)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from jarvis_rules.errors import JarvisError, ToolchainError
+from jarvis_rules.errors import JarvisError, ToolchainError, UsageError
 from jarvis_rules.formats.member_frame import END, member_header, padding
 from jarvis_rules.formats.stored_gzip import StoredGzipWriter
 from jarvis_rules.triton.model_folder import model_folders
@@ -74,16 +74,25 @@ def pack_environment(requirements: Sequence[Path], python_version: str, archive:
     Wheels for that Python come from pip, checked against the hashes in the files; its own version
     plays no part. A wheel's commands and headers are left out.
 
-    Raises `ToolchainError` `runtime-env.no-pip`, `runtime-env.download-failed`.
+    Raises `ToolchainError` `runtime-env.no-pip`, `runtime-env.download-failed`; `UsageError`
+    `file.unwritable`.
     """
     with tempfile.TemporaryDirectory(prefix="jarvis-wheels-") as folder:
         _download(requirements, python_version, Path(folder))
         wheels = sorted(Path(folder).glob("*.whl"))
         temporary = archive.with_name(f".{archive.name}.{os.getpid()}")
         try:
+            archive.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as out:
                 _write(out, wheels, f"lib/python{python_version}/site-packages")
             temporary.replace(archive)
+        except OSError as fault:
+            raise UsageError(
+                f"cannot be written: {fault.strerror}",
+                slug="file.unwritable",
+                where=str(archive),
+                hint="name another file with `--out`",
+            ) from fault
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -42,6 +42,8 @@ COMPUTED: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     # What a tool reported: a slug of the tool's own code.
     ("execution/tool_run.py", "_reported"): (),
+    # The same of the process that holds a compiler.
+    ("engines/_tensorrt_builder.py", "_reported"): (),
 }
 # `refuse(name, …)` of a tar: the first half is the kind that `open_tar` was given.
 TAR = "formats/tar.py"

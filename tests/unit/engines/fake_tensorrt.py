@@ -126,7 +126,7 @@ class _Behaviour:
         monitor.phase_start("Building engine", None, 2)
         log(ILogger.Severity.WARNING, "a warning")
         if _MODE in {"SIGSEGV", "SIGKILL", "SIGABRT"}:
-            os.kill(os.getpid(), signal.Signals[_MODE])
+            signal.raise_signal(signal.Signals[_MODE])
         if _MODE == "exit":
             os._exit(3)
         if _MODE == "memory":

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
+from jarvis_rules.core import toolchain
+from jarvis_rules.core.toolchain import find_toolchain
 from jarvis_rules.engines import tensorrt as classical
 from jarvis_rules.engines._cuda_devices import CudaDevice, cuda_devices
 from jarvis_rules.engines.engine import find_engine
@@ -254,6 +256,62 @@ def test_a_machine_without_the_library(monkeypatch):
 def test_the_driver_is_asked_without_one(monkeypatch):
     monkeypatch.setattr("jarvis_rules.engines._cuda_devices._LIBRARY", "libcuda-of-no-machine.so")
     assert cuda_devices() == ()
+
+
+@pytest.fixture
+def forgetful(monkeypatch, tmp_path_factory):
+    """Read every fingerprint anew."""
+    monkeypatch.setenv("JARVIS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    for cached in (toolchain._find_toolchain, toolchain._distribution_digest):
+        cached.cache_clear()
+    yield
+    for cached in (toolchain._find_toolchain, toolchain._distribution_digest):
+        cached.cache_clear()
+
+
+def install(folder, distribution, *packages):
+    """Make what pip leaves of a distribution that provides these packages."""
+    information = folder / f"{distribution.replace('-', '_')}-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Name: {distribution}\nVersion: 1")
+    rows = []
+    for package in packages:
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text(distribution)
+        rows.append(f"{package}/__init__.py,sha256=of-{distribution},1")
+    (information / "RECORD").write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize(
+    "distributions",
+    [
+        {
+            "tensorrt-cu12": ["tensorrt"],
+            "tensorrt-cu12-bindings": ["tensorrt_bindings"],
+            "tensorrt-cu12-libs": ["tensorrt_libs"],
+        },
+        {
+            "tensorrt-cu13": ["tensorrt"],
+            "tensorrt-cu13-bindings": ["tensorrt_bindings"],
+            "tensorrt-cu13-libs": ["tensorrt_libs"],
+        },
+        {"tensorrt": ["tensorrt"]},
+    ],
+)
+@pytest.mark.usefixtures("forgetful")
+def test_the_fingerprint_has_the_variant_that_is_installed(tmp_path, monkeypatch, distributions):
+    for distribution, packages in distributions.items():
+        install(tmp_path, distribution, *packages)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = find_toolchain("engine", "engine_build", ("jarvis_rules.engines.tensorrt",))
+    assert {*distributions} <= {*found.distributions}
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_the_fingerprint_without_the_library():
+    with pytest.raises(ToolchainError, match="`tensorrt` is not installed") as caught:
+        find_toolchain("engine", "engine_build", ("jarvis_rules.engines.tensorrt",))
+    assert caught.value.slug == "toolchain.missing-package"
 
 
 def test_the_fake_refuses_what_the_bindings_lack(version, monkeypatch):

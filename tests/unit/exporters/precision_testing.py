@@ -105,24 +105,16 @@ def in_onnxruntime(path: Path) -> Callable[[Arrays], Arrays]:
     return lambda feed: dict(zip(names, session.run(names, feed), strict=True))
 
 
-def in_reference(path: Path) -> Callable[[Arrays], Arrays]:
-    """Round every value where the graph says so; slow, and without fusions."""
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
+def valid_positions(feed: Arrays, outputs: Arrays, name: str) -> np.ndarray:
+    """Return bool [batch, time] for an output that has these axes first: where is no padding.
 
-    class LogSoftmax(OpRun):
-        """Finite, where the logarithm of the softmax, which is what onnx takes, is that of 0."""
-
-        def _run(self, x: np.ndarray, axis: int = -1) -> tuple[np.ndarray]:
-            shifted = x - x.max(axis=axis, keepdims=True)
-            return (shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)),)
-
-    evaluator = ReferenceEvaluator(onnx.load(str(path)), new_ops=[LogSoftmax])
-    names = evaluator.output_names
-
-    def run(feed: Arrays) -> Arrays:
-        with np.errstate(all="ignore"):
-            return dict(zip(names, evaluator.run(None, feed), strict=True))
-
-    return run
+    What an attention makes of queries that see no key depends on the last bit of their scores.
+    For other outputs the scalar true, which takes everything.
+    """
+    found = outputs[name]
+    valid = feed.get("attention_mask")
+    if "encoded_length" in outputs and found.ndim == 3:
+        valid = np.arange(found.shape[1]) < outputs["encoded_length"][:, None]
+    if valid is None or found.shape[:2] != valid.shape:
+        return np.array(True)
+    return valid.astype(bool)

@@ -14,7 +14,7 @@ import pytest
 
 from jarvis_rules.cli import runtime_env
 from jarvis_rules.cli.command import ArgumentParser
-from jarvis_rules.errors import JarvisError, ToolchainError
+from jarvis_rules.errors import JarvisError, ToolchainError, UsageError
 from jarvis_rules.triton.runtime_environment import find_requirements, pack_environment
 
 METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -173,6 +173,16 @@ def test_an_interpreter_without_pip_is_named(
     with pytest.raises(ToolchainError, match="has no pip") as caught:
         pack_environment([requirements], "3.11", tmp_path / "env.tar.gz")
     assert caught.value.slug == "runtime-env.no-pip"
+
+
+def test_the_folder_is_made_and_what_cannot_be_written_is_told(
+    requirements: Path, tmp_path: Path
+) -> None:
+    pack_environment([requirements], "3.11", tmp_path / "new" / "folder" / "env.tar.gz")
+    with pytest.raises(UsageError, match="cannot be written: Is a directory") as caught:
+        pack_environment([requirements], "3.11", tmp_path / "new" / "folder")
+    assert caught.value.slug == "file.unwritable"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
 
 
 def write_requirements(repository: Path, model: str, text: str) -> Path:
