@@ -2,12 +2,14 @@
 
     python benchmarks/engines.py
     python benchmarks/engines.py --variants --family conv_asr
+    python benchmarks/engines.py ~/models/*.nemo
     python benchmarks/engines.py --gpu a100 --gpu t4 --shape-profiles static
 
 Builds one engine for each graph of the reference models of `tests/data/models` (`--variants`: of
-all others too) and each GPU, in its default precision, which is fp16 for Turing. Prints a row for
-each graph and GPU: nodes and bytes of the graph as it is compiled, seconds of the whole build with
-its process, bytes of the engine, and the most memory that the compiler had. No engine is executed.
+all others too; or of the files that are named) and each GPU, in its default precision, which is
+fp16 for Turing. Prints a row for each graph and GPU: nodes and bytes of the graph as it is
+compiled, seconds of the whole build with its process, bytes of the engine, and the most memory
+that the compiler had. No engine is executed.
 
 A refused graph has the message in its row. Exits 1 where one is.
 """
@@ -21,19 +23,21 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import families
 import onnx
-from engines.tensorrt_testing import engine_inputs
+from engines.tensorrt_testing import SIZES, engine_inputs
 from exporters import exporter_testing as recordings
 
 from jarvis_rules.core.gpus import find_gpu
 from jarvis_rules.engines.engine import EngineSpec, find_engine
 from jarvis_rules.errors import JarvisError
-from jarvis_rules.exporters.exporter import export_model
+from jarvis_rules.exporters.exporter import export_model, find_exporter
+from jarvis_rules.formats.engine_inputs import Extent
 from jarvis_rules.onnx_graph.precision import convert_precision
 
 ENGINE = find_engine("tensorrt_rtx")
@@ -70,6 +74,23 @@ def output_in(path: Path) -> Iterator[None]:
         os.close(kept)
 
 
+def sizes_of(facts: Mapping[str, Any]) -> dict[str, Extent]:
+    """Return the sizes of each axis; a frame of a vocoder of groups is some of them."""
+    per_frame, frames = facts.get("groups_per_frame", 1), SIZES["frames"]
+    groups = (per_frame * size for size in (frames.least, frames.typical, frames.most))
+    return {**SIZES, "groups": Extent(*groups)}
+
+
+def find_models(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield family and name of the recorded models, or of the files that were given."""
+    if not arguments.models:
+        yield from families.find_models(arguments.variants)
+    for path in arguments.models:
+        name = path.resolve().with_suffix("").as_posix()
+        source = recordings.source(name)
+        yield find_exporter(source.target, source.config).family, name
+
+
 def measure(family: str, name: str, gpus: list[str], mode: str) -> Iterator[Row]:
     model = export_model(recordings.source(name))
     for graph, data in recordings.dump(model).items():
@@ -85,20 +106,17 @@ def measure(family: str, name: str, gpus: list[str], mode: str) -> Iterator[Row]
                     exported.rename(compiled)
                 else:
                     kept = model.graphs[graph].full_precision_nodes
-                    convert_precision(exported, compiled, precision, kept)
+                    # As builds do: what stays in float32 has no product there.
+                    turing = "7.5" in gpu.compute_capabilities
+                    convert_precision(exported, compiled, precision, kept, turing)
                 parsed = onnx.load(compiled).graph
                 row = Row(
                     *(family, name.rpartition("/")[2], graph, target, precision),
                     nodes=len(parsed.node),
                     onnx_bytes=compiled.stat().st_size,
                 )
-                spec = EngineSpec(
-                    compiled,
-                    gpu,
-                    precision,
-                    engine_inputs(parsed),
-                    {"shape_profiles": mode},
-                )
+                inputs = engine_inputs(parsed, sizes_of(model.facts))
+                spec = EngineSpec(compiled, gpu, precision, inputs, {"shape_profiles": mode})
                 build(spec, row)
             yield row
 
@@ -156,6 +174,7 @@ def summary(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", type=Path, help="these `.nemo` instead of recorded")
     parser.add_argument("--family", action="append", help="these alone")
     parser.add_argument("--variants", action="store_true", help="all recorded models")
     parser.add_argument("--gpu", action="append", help=f"default: {', '.join(GPUS)}")
@@ -168,7 +187,7 @@ def main() -> None:
         ENGINE.check_target(gpu, ENGINE.default_precision(gpu))
     rows = [
         row
-        for family, name in families.find_models(arguments.variants)
+        for family, name in find_models(arguments)
         if not arguments.family or family in arguments.family
         for row in measure(family, name, gpus, arguments.shape_profiles)
     ]

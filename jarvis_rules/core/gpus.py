@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_rules.core.gpu import CPU, GpuTarget
-from jarvis_rules.core.registry import require_known
-from jarvis_rules.errors import UsageError
+from jarvis_rules.errors import UsageError, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,7 +69,12 @@ def _find_one(name: str) -> GpuTarget:
     aliases = {alias: gpu for gpu in gpus.values() for alias in (gpu.name, *gpu.aliases)}
     key = re.sub(r"^sm-(?=\d)", "sm", name.strip().lower().replace("_", "-"))
     if key not in aliases:
-        require_known("GPU", name.strip(), aliases, "gpu.unknown", listed=gpus)
+        suggestion = did_you_mean(name.strip(), sorted(aliases))
+        raise UsageError(
+            f"unknown GPU `{name.strip()}`",
+            slug="gpu.unknown",
+            hint=f"{suggestion + ' ' if suggestion else ''}`jarvis-rules gpus` lists them",
+        )
     return aliases[key]
 
 

@@ -47,18 +47,13 @@ def load_entry(package: str, name: str, constant: str, kind: type[T]) -> T:
     return entry
 
 
-def require_known(
-    what: str, name: str, known: Iterable[str], slug: str, listed: Iterable[str] | None = None
-) -> None:
-    """Raise UsageError with a suggestion where `name` is not among `known`.
-
-    `listed` are the names to print where not all of them are worth it.
-    """
+def require_known(what: str, name: str, known: Iterable[str], slug: str) -> None:
+    """Raise UsageError with a suggestion where `name` is not among `known`."""
     names = sorted(known)
     if name not in names:
         suggestion = did_you_mean(name, names)
         raise UsageError(
             f"unknown {what} `{name}`",
             slug=slug,
-            hint=f"{suggestion + ' ' if suggestion else ''}known: {', '.join(listed or names)}",
+            hint=f"{suggestion + ' ' if suggestion else ''}known: {', '.join(names)}",
         )

@@ -200,7 +200,7 @@ def _check_by_library(model: Any, memory_gib: int | None) -> None:
         raise invalid(f"the graph is no valid ONNX: {str(error).strip().splitlines()[0]}") from None
     if memory_gib is None:
         return
-    for value in model.graph.value_info:
+    for value in (*model.graph.value_info, *model.graph.output):
         kind = value.type.tensor_type
         sizes = [size.dim_value if size.HasField("dim_value") else 1 for size in kind.shape.dim]
         gib = math.prod(sizes) * ITEM_BYTES.get(kind.elem_type, 1) / 2**30

@@ -13,7 +13,7 @@ ELSEWHERE = "ENGINE=onnxruntime may take it; report the model's family"
 
 # `IBuilder::build…: Error Code 4: API Usage Error (TEXT In validate at /_src/…:12)`
 _FRAMED = re.compile(r"Error Code \d+: [^(\n]*\((?P<text>.+?)\.? In \S+ at /", re.DOTALL)
-_ASSERTION = re.compile(r"^(Assertion failed: .*?: |Invalid Node - .*\n)")
+_ASSERTION = re.compile(r"^(\[[\w.]+:\d+: \w+\] |Assertion failed: .*?: |Invalid Node - .*\n)")
 # Follows many errors on a machine without a driver.
 _NO_DRIVER = "cudaError 35"
 _LIMIT = 3
@@ -57,7 +57,9 @@ def builder_error(compiler: str, lines: Iterable[str], precision: str) -> Jarvis
         return JarvisError(
             f"{compiler} cannot compile the graph in {precision}: {said}",
             slug="precision.unsupported",
-            hint="PRECISION=fp16: this GPU computes matrix products in half precision only",
+            hint="PRECISION=fp16: this GPU computes matrix products in half precision only"
+            if precision == "fp32"
+            else ELSEWHERE,
         )
     if "timing cache" in said.lower():
         return JarvisError(
@@ -72,7 +74,7 @@ def _core(text: str) -> str:
     """Return what a message says, without the places in the compiler's source."""
     found = _FRAMED.search(text)
     if found and _NO_DRIVER not in found["text"]:
-        return found["text"].strip()
+        text = found["text"]
     return " ".join(_ASSERTION.sub("", text.strip()).split())
 
 

@@ -17,6 +17,8 @@ _DTYPES = {
 _SEED = 2021
 # A check takes a moment, so that everyone can afford it: few items, none as long as may be.
 _ITEMS, _LONGEST = 3, 96
+# Each item ends this much before the one above it.
+_STEP = 7
 
 
 def make_samples(inputs: Sequence[EngineInput]) -> dict[str, np.ndarray]:
@@ -31,20 +33,26 @@ def make_samples(inputs: Sequence[EngineInput]) -> dict[str, np.ndarray]:
     sizes = {
         value.name: [_size(dim, axis) for axis, dim in enumerate(value.dims)] for value in inputs
     }
-    lengths: dict[int, np.ndarray] = {}
-
-    def lengths_of(longest: int, items: int) -> np.ndarray:
-        if longest not in lengths:
-            lengths[longest] = np.array([max(1, longest - 7 * item) for item in range(items)])
-        return lengths[longest]
-
     samples: dict[str, np.ndarray] = {}
     for value in inputs:
         shape = sizes[value.name]
-        samples[value.name] = _fill(value, shape, sizes, lengths_of, bits).astype(
-            _DTYPES[value.dtype]
-        )
+        samples[value.name] = _fill(value, shape, sizes, bits).astype(_DTYPES[value.dtype])
     return samples
+
+
+def valid_shares(inputs: Sequence[EngineInput]) -> list[float]:
+    """Return how much of each item of the samples is its own; the rest is padding."""
+    sizes = [[_size(dim, axis) for axis, dim in enumerate(value.dims)] for value in inputs]
+    longest = [shape[-1] for shape in sizes if len(shape) > 1]
+    items = max((shape[0] for shape in sizes if shape), default=0)
+    return [
+        min((_lengths(size, items)[item] / size for size in longest), default=1.0)
+        for item in range(items)
+    ]
+
+
+def _lengths(longest: int, items: int) -> list[int]:
+    return [max(1, longest - _STEP * item) for item in range(items)]
 
 
 def _size(dim: Extent, axis: int) -> int:
@@ -54,7 +62,7 @@ def _size(dim: Extent, axis: int) -> int:
 
 
 def _fill(
-    value: EngineInput, shape: list[int], sizes: dict[str, list[int]], lengths_of: Any, bits: Any
+    value: EngineInput, shape: list[int], sizes: dict[str, list[int]], bits: Any
 ) -> np.ndarray:
     import numpy as np
 
@@ -69,9 +77,8 @@ def _fill(
                 slug="engine.inputs",
                 hint="make the pipeline again with `jarvis-build`",
             )
-        found: np.ndarray = lengths_of(other[value.sample["axis"]], items)
-        return found.reshape(shape)
-    last = lengths_of(shape[-1], items) if len(shape) > 1 else None
+        return np.array(_lengths(other[value.sample["axis"]], items)).reshape(shape)
+    last = np.array(_lengths(shape[-1], items)) if len(shape) > 1 else None
     valid = (
         np.ones(shape, bool)
         if last is None

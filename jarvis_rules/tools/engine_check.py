@@ -23,10 +23,11 @@ from jarvis_rules.onnx_graph.comparison import (
     Arrays,
     OutputDifference,
     compare,
+    cut_padding,
     evaluator_for,
     run_graph,
 )
-from jarvis_rules.onnx_graph.samples import make_samples
+from jarvis_rules.onnx_graph.samples import make_samples, valid_shares
 from jarvis_rules.tools.program import run_tool
 
 REPORT = Path("outputs/check.json")
@@ -58,14 +59,21 @@ def _check(
         same = "the engine is the exported graph"
         return {"precision": precision, "comparisons": [], "not_compared": same}
     source = graphs["inputs"]
-    samples = make_samples(load_engine_inputs(Path(source).read_bytes(), source))
+    inputs = load_engine_inputs(Path(source).read_bytes(), source)
+    samples, shares = make_samples(inputs), valid_shares(inputs)
+    dynamic = {
+        output["name"]: [axis for axis, size in enumerate(output["dims"]) if axis and size == -1]
+        for output in engine["outputs"]
+    }
     expected: Arrays | None = None
     comparisons: list[dict[str, Any]] = []
 
     def compare_with(what: str, evaluator: str, got: Arrays) -> None:
         nonlocal expected
-        expected = expected or run_graph(exported, samples, ONNXRUNTIME)
-        differences = compare(expected, got, precision)
+        if expected is None:
+            outputs = run_graph(exported, samples, ONNXRUNTIME)
+            expected = cut_padding(outputs, dynamic, shares)
+        differences = compare(expected, cut_padding(got, dynamic, shares), precision)
         _print(name, what, evaluator, differences)
         _require_within(name, engine, what, differences)
         comparisons.append(

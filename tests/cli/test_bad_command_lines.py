@@ -229,7 +229,7 @@ BAD = [
         "jarvis-deploy tiny.jmir models --gpu a1000",
         2,
         "error: unknown GPU `a1000` [gpu.unknown]",
-        "did you mean `a100` or `a10` or `a100-80gb`? known: cpu, t4, a10, a100, l4, h100",
+        "did you mean `a100` or `a6000` or `a10`? `jarvis-rules gpus` lists them",
     ),
 ]
 

@@ -76,7 +76,7 @@ SIZES = {
 }
 
 
-def engine_inputs(graph):
+def engine_inputs(graph, sizes=SIZES):
     """Return the sizes of a graph's inputs, by the names of its axes."""
     initial = {tensor.name for tensor in graph.initializer}
     return tuple(
@@ -86,7 +86,7 @@ def engine_inputs(graph):
                 one.type.tensor_type.elem_type
             ],
             tuple(
-                SIZES[size.dim_param]
+                sizes[size.dim_param]
                 if size.dim_param
                 else Extent(size.dim_value, size.dim_value, size.dim_value)
                 for size in one.type.tensor_type.shape.dim

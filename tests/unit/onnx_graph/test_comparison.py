@@ -14,6 +14,7 @@ from jarvis_rules.onnx_graph.comparison import (
     REFERENCE,
     TOLERANCES,
     compare,
+    cut_padding,
     decade,
     evaluator_for,
     run_graph,
@@ -64,6 +65,16 @@ def test_integers_must_be_equal():
     assert worst(lengths, lengths).is_within
     assert worst(lengths, np.array([3, 5]), "bf16").difference == 1
     assert not worst(lengths, np.array([3, 5]), "bf16").is_within
+
+
+def test_padding_is_cut_along_what_grows():
+    values = {"y": np.ones((2, 4, 3), "float32"), "n": np.array([4, 2]), "z": np.ones(2)}
+    cut = cut_padding(values, {"y": [1], "n": [], "absent": [1]}, [1.0, 0.6])
+    assert cut["y"][0].min() == 1
+    assert cut["y"][1].tolist() == [[1] * 3, [1] * 3, [0] * 3, [0] * 3]
+    assert (cut["n"].tolist(), cut["z"].tolist()) == ([4, 2], [1, 1])
+    other = {"y": np.ones((3, 4), "float32")}
+    assert cut_padding(other, {"y": [1]}, [1.0, 0.6])["y"].min() == 1
 
 
 @pytest.mark.parametrize(

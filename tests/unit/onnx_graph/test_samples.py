@@ -16,7 +16,7 @@ from jarvis_rules.formats.engine_inputs import (
     load_engine_inputs,
     load_precision_hints,
 )
-from jarvis_rules.onnx_graph.samples import make_samples
+from jarvis_rules.onnx_graph.samples import make_samples, valid_shares
 
 ROWS, TOKENS = Extent(1, 8, 32), Extent(1, 128, 512)
 TEXT = (
@@ -37,7 +37,8 @@ def test_text():
     assert ids.dtype == mask.dtype == np.int64
     assert mask.sum(axis=1).tolist() == [96, 89, 82]
     assert (ids[mask == 0] == 0).all()
-    assert 0 <= ids.min() < 10 < 90 < ids.max() < 100
+    assert 0 <= ids.min() < 10
+    assert 90 < ids.max() < 100
 
 
 def test_speech():
@@ -49,6 +50,11 @@ def test_speech():
     assert (signal[1, :, 89:] == 0).all()
     assert abs(signal[0].mean()) < 0.1
     assert 0.9 < signal[0].std() < 1.1
+
+
+def test_shares_are_those_of_the_lengths():
+    assert valid_shares(TEXT) == valid_shares(SPEECH[::-1]) == [1.0, 89 / 96, 82 / 96]
+    assert valid_shares(SPEECH[1:]) == [1.0, 1.0, 1.0]
 
 
 def test_sizes_stay_within_bounds():

@@ -17,9 +17,9 @@ from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.key_source import Key
 from jarvis_rules.onnx_graph import graph as graph_module
 from jarvis_rules.onnx_graph.graph import Graph
-from jarvis_rules.rules.providers import PipelineInfo
 from jarvis_rules.rules.engine_plan import EngineRequest, plan_engines
 from jarvis_rules.rules.engine_rules import assemble_repository, build_engines, check_engines
+from jarvis_rules.rules.providers import PipelineInfo
 from jarvis_rules.tools.jmir_build import build_jmir
 from jarvis_rules.tools.nemo_export import export_nemo
 
