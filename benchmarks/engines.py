@@ -108,7 +108,9 @@ def measure(family: str, name: str, gpus: list[str], mode: str) -> Iterator[Row]
                     kept = model.graphs[graph].full_precision_nodes
                     # As builds do: what stays in float32 has no product there.
                     turing = "7.5" in gpu.compute_capabilities
-                    convert_precision(exported, compiled, precision, kept, turing)
+                    convert_precision(
+                        exported, compiled, precision, kept, linear_as_convolution=turing
+                    )
                 parsed = onnx.load(compiled).graph
                 row = Row(
                     *(family, name.rpartition("/")[2], graph, target, precision),

@@ -33,7 +33,8 @@ def build_in_child(
     """Build with the `COMPILER` of `module`, which people call `name`.
 
     Passes the phases on to `spec.report`, and prints the peak memory. JarvisError where the graph
-    is refused or the compiler crashes; then no file is left. `environment` is added to the
+    is refused or the compiler crashes, OSError where a file cannot be read or written; then no file
+    is left. `environment` is added to the
     child's; its sandbox and limits are this process' own.
     """
     reader, writer = os.pipe()
@@ -60,6 +61,7 @@ def build_in_child(
             if process.poll() is None:
                 process.kill()
                 process.wait()
+    peak = answer.get("peak_mib", peak)
     print(f"peak memory: {peak} MiB", flush=True)  # noqa: T201  (the tool's log)
     if "built" in answer:
         return _load_built(answer["built"])
@@ -67,6 +69,8 @@ def build_in_child(
         left.unlink(missing_ok=True)
     if "error" in answer:
         raise _reported(answer["error"]).at(str(spec.graph))
+    if "io" in answer:
+        raise OSError(*answer["io"])
     raise _crashed(name, code, phase, peak, "memory" in answer).at(str(spec.graph))
 
 
@@ -88,7 +92,10 @@ def _messages(pipe: Any) -> Iterator[dict[str, Any]]:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """Return the exit code, or minus a signal, and the most memory that was resident, in MiB."""
+    """Return the exit code, or minus a signal, and the most memory that was resident, in MiB.
+
+    That is at least what this process had when it started the other.
+    """
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss >> 10

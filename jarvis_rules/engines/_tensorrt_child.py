@@ -1,7 +1,8 @@
 """The process that holds a TensorRT compiler: `python -m … DESCRIPTOR PARENT`, request on stdin.
 
-Answers on the pipe DESCRIPTOR, a JSON object a line: `{"phase"}` as they begin, then one of
-`{"built"}` and `{"error"}`, or nothing where it crashed. Its output is the tool's.
+Answers on the pipe DESCRIPTOR, a JSON object a line: `{"phase"}` as they begin, then `{"peak_mib"}`
+with one of `built`, `error`, `io` and `memory`, or nothing where it crashed. Its output is the
+tool's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -53,22 +55,36 @@ def main() -> int:
         def send(**message: Any) -> None:
             pipe.write(json.dumps(message) + "\n")
 
-        try:
-            send(built=_build(json.load(sys.stdin), lambda phase: send(phase=phase)))
-        except MemoryError:
-            # Raised with an empty message, by an allocation too large.
-            send(memory=True)
-        except JarvisError as error:
-            send(
-                error={
-                    "class": type(error).__name__,
-                    "message": error.message,
-                    "slug": error.slug,
-                    "hint": error.hint,
-                    "where": error.where,
-                }
-            )
+        send(**_answer(json.load(sys.stdin), lambda phase: send(phase=phase)), peak_mib=_peak())
     return 0
+
+
+def _answer(request: Mapping[str, Any], report: Callable[[str], None]) -> dict[str, Any]:
+    try:
+        return {"built": _build(request, report)}
+    except MemoryError:
+        return {"memory": True}
+    except OSError as error:
+        return {"io": [error.errno, error.strerror, error.filename]}
+    except JarvisError as error:
+        document = {
+            "class": type(error).__name__,
+            "message": error.message,
+            "slug": error.slug,
+            "hint": error.hint,
+            "where": error.where,
+        }
+        return {"error": document}
+
+
+def _peak() -> int:
+    """Return the most memory that was resident here, in MiB.
+
+    Not what `getrusage` says: that counts from before the start of this program, when the process
+    was one with its parent.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0]) >> 10
 
 
 def _build(request: Mapping[str, Any], report: Callable[[str], None]) -> dict[str, Any]:

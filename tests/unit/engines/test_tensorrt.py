@@ -164,6 +164,13 @@ def test_what_goes_wrong_is_one_message(tmp_path, monkeypatch, mode, slug, words
 
 
 @pytest.mark.usefixtures("version")
+def test_a_file_that_cannot_be_written(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        ENGINE.build(write_spec(tmp_path, linear_model()), tmp_path / "missing" / ENGINE.file)
+    assert caught.value.filename == str(tmp_path / "missing" / ENGINE.file)
+
+
+@pytest.mark.usefixtures("version")
 def test_an_operator_that_the_parser_does_not_know(tmp_path):
     model = make_model([helper.make_node("Unique", ["x"], ["y"])])
     del model.graph.output[0].type.tensor_type.shape.dim[1]
