@@ -83,7 +83,11 @@ def _peak() -> int:
     Not what `getrusage` says: that counts from before the start of this program, when the process
     was one with its parent.
     """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        # Landlock shows a tool itself, and none of the processes that it starts.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     return int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0]) >> 10
 
 

@@ -3,9 +3,11 @@
 A program of its own, with the standard library only, because what it does cannot be undone and
 must not happen in a process with threads (`LAUNCHER` is how to start it):
 
-    … PARENT r:PATH… w:PATH… -- COMMAND…
+    … PARENT r:PATH… w:PATH… [s:unix] -- COMMAND…
 
-`r:` may be read and executed, `w:` also written; a folder stands for all that is in it. The first
+`r:` may be read and executed, `w:` also written; a folder stands for all that is in it. `s:unix`
+lets Unix sockets be made, which NVIDIA's driver cannot do without: so an action that uses a GPU
+can talk to a service whose socket file it finds. The first
 process becomes the supervisor: it is not restricted, adopts every orphan of the tool (subreaper),
 and ends with the tool only after it has ended all that is left. SIGTERM, or the death of PARENT
 (a process identifier), makes it end everything at once.
@@ -52,6 +54,8 @@ _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # BPF in
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 13  # EACCES
 _X32_CALLS = 0x40000000
 _SOCK_STREAM = 1
+_AF_UNIX = 1
+UNIX_SOCKETS = "s:unix"
 # Its name for seccomp, the number of `socketpair`, and those of `socket`, `io_uring_setup`,
 # `shmget`, `semget`, `msgget` and `mq_open`.
 SECCOMP_MACHINES = {
@@ -139,12 +143,14 @@ def restrict(rules: list[str]) -> None:
     )
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     for rule in rules:
+        if rule == UNIX_SOCKETS:
+            continue
         _allow(ruleset, rule[2:], files & (_READ if rule[0] == "r" else ~_MAKE_SPECIAL))
     _allow(ruleset, "/proc/self", files & _READ)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _call(_RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
-    _refuse_calls()
+    _refuse_calls(UNIX_SOCKETS in rules)
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     if _LIBC.capset(header, bytes(24)) != 0:
         raise _last_error("capset")
@@ -161,7 +167,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         os.close(file)
 
 
-def _refuse_calls() -> None:
+def _refuse_calls(has_unix_sockets: bool) -> None:
     """Install the filter; a machine that it is not written for keeps its network."""
     known = SECCOMP_MACHINES.get(os.uname().machine)
     if known is None:
@@ -176,6 +182,15 @@ def _refuse_calls() -> None:
         (_AT_LEAST, 0, 1, _X32_CALLS),
         (_RETURN, 0, 0, _REFUSE),
     ]
+    socket, *_ = refused
+    if has_unix_sockets:
+        program += [
+            (_EQUAL, 0, 4, socket),
+            (_LOAD, 0, 0, 16),  # its first argument, the family
+            (_EQUAL, 0, 1, _AF_UNIX),
+            (_RETURN, 0, 0, _ALLOW),
+            (_RETURN, 0, 0, _REFUSE),
+        ]
     for call in refused:
         program += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _REFUSE)]
     program += [

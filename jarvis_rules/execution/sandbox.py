@@ -174,9 +174,12 @@ class LandlockSandbox:
         writable = [work, folder / OUTPUTS, *map(Path, landlock.DEVICES)]
         if gpu is not None:
             readable += gpu.readable
-            writable += gpu.devices
+            # The driver names the threads of its processes, which Landlock knows by no other name.
+            writable += [*gpu.devices, Path("/proc")]
         launcher = (sys.executable, *landlock.LAUNCHER, str(os.getpid()))
         rules = [*(f"r:{path}" for path in readable), *(f"w:{path}" for path in writable)]
+        if gpu is not None:
+            rules.append(landlock.UNIX_SOCKETS)
         variables = {**environment, **gpu_environment(gpu), "PYTHONPATH": str(package)}
         return Launch((*launcher, *rules, "--", *argv), work, variables)
 

@@ -8,9 +8,9 @@ import shutil
 import pytest
 from project_testing import Project
 
-pytest.importorskip(
-    "tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for Python 3.11 and 3.12 only"
-)
+from jarvis_rules.execution.sandbox import try_sandbox
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
 
 GPU_STEPS = ["EngineBuild", "EngineCheck", "RepositoryAssemble"]
 ALL = sorted([*GPU_STEPS, "JmirBuild", "NemoExport"])
@@ -122,3 +122,15 @@ def test_the_way_out_of_a_refusal_works(project, gpu):
     assert "or ENGINE=onnxruntime, which runs on any" in refused.stderr
     project.build("deploy", f"GPU={gpu}", "ENGINE=onnxruntime")
     assert engine(project, gpu)["portable"]
+
+
+@pytest.mark.parametrize("sandbox", ["bwrap", "landlock", "none"])
+def test_the_compiler_runs_in_every_sandbox(project, sandbox):
+    """It is a process of the tool's own, and Landlock shows a tool nothing of its children."""
+    attempt = try_sandbox(sandbox)
+    if attempt.sandbox is None:
+        pytest.skip(attempt.reason)
+    project.environment["JARVIS_SANDBOX"] = sandbox
+    result = project.build("engines", "GPU=a100", "ENGINE=tensorrt_rtx")
+    (built,) = (a for a in result.actions if a["mnemonic"] == "EngineBuild")
+    assert built["peak_memory_mib"] > 100

@@ -102,7 +102,7 @@ def test_install_path_and_unrelated_modules_do_not_count(package):
         ("exporters/conv_asr.py", {"nemo_export"}),
         ("pipelines/speech_recognition.py", {"jmir_build"}),
         ("runtime/ctc_greedy.py", {"repository_assemble"}),
-        ("engines/onnxruntime.py", {"engine_build", "repository_assemble"}),
+        ("engines/onnxruntime.py", {"engine_build", "engine_check", "repository_assemble"}),
         ("formats/schemas/pipeline.schema.json", set(EXTRA)),
         ("formats/archive_schemas/QAModel.yaml", {"archive_validate"}),
         ("gpus.toml", set()),

@@ -174,6 +174,40 @@ def test_a_gpu_is_for_those_who_ask(root, sandbox, given):
     assert found[2] == (str(library) if given else None)
 
 
+DRIVER = """
+import ctypes, os, socket, subprocess, sys
+def tried(family):
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError as error:
+        return type(error).__name__
+    return "made"
+code = (
+    "open(f'/proc/self/task/{__import__(\\"os\\").getpid()}/comm', 'w').write('cuda')"
+)
+named = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
+print(tried(socket.AF_UNIX), tried(socket.AF_INET), named)
+"""
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_landlock_lets_the_driver_do_what_it_cannot_do_without(root, given):
+    """Seen on an H100: `cuInit` makes a Unix socket and names threads, in a tool's children too."""
+    attempt = try_sandbox("landlock")
+    if attempt.sandbox is None:
+        pytest.skip(attempt.reason)
+    folder = root / "action"
+    for name in ("inputs", "outputs"):
+        (folder / name).mkdir(parents=True)
+    (folder / "request.json").touch()
+    gpu = find_gpu_devices(root) if given else None
+    launch = attempt.sandbox.command([sys.executable, "-c", DRIVER], folder, {}, gpu=gpu)
+    log = folder / "log.txt"
+    run_process(launch.argv, cwd=launch.cwd, environment=launch.environment, log=log, timeout=60)
+    unix = "made" if given else "PermissionError"
+    assert log.read_text().split() == [unix, "PermissionError", str(given)]
+
+
 def options_of(used, tmp_path, gpu=None):
     argv = used.command(["tool"], tmp_path, {}, gpu=gpu).argv
     return " ".join(argv)
