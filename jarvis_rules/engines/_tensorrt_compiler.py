@@ -94,6 +94,8 @@ def _compile(
             shapes.set_shape(name, sizes["min"], sizes["opt"], sizes["max"])
         if config.add_optimization_profile(shapes) < 0:
             raise refused()
+    # On by default: products of float32 with 11 bits of mantissa, which fp16 has too.
+    config.clear_flag(trt.BuilderFlag.TF32)
     config.progress_monitor = _make_monitor(trt, spec.report)
     compiler.configure(trt, config, spec)
     plan = builder.build_serialized_network(network, config)

@@ -28,6 +28,7 @@ from jarvis_rules.rules.providers import CheckInfo, DeclaredAction, FolderInfo, 
 from jarvis_rules.rules.rules import record_of
 
 GRAPH = "model_graph.onnx"
+CPU_FACTS = Path("/proc/cpuinfo")
 _TIMING_CACHE = "timing.cache"
 # A compiler holds some three copies of the weights.
 _COMPILER = Resources(memory_mib=2048)
@@ -300,7 +301,7 @@ def _cpu_features(plan: EnginePlan) -> dict[str, object]:
             where=f"GPU target `{plan.gpu.name}`",
             hint="use `extended`, or build with GPU=cpu",
         )
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    text = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
     lines = (line.partition(":") for line in text.splitlines())
     flags = next((value.split() for key, _, value in lines if key.strip() == "flags"), [])
     return {"cpu": {"machine": platform.machine(), "features": sorted(flags)}}

@@ -114,7 +114,7 @@ class _Behaviour:
         return _new(INetworkDefinition, flags=flags, inputs=[], outputs=[])
 
     def Builder_create_builder_config(self):
-        return _new(IBuilderConfig, flags=[], pools={}, profiles=[], cache=None)
+        return _new(IBuilderConfig, flags=[BuilderFlag.TF32], pools={}, profiles=[], cache=None)
 
     def Builder_create_optimization_profile(self):
         return _new(IOptimizationProfile, shapes={})
@@ -216,6 +216,9 @@ class _Behaviour:
 
     def IBuilderConfig_set_flag(self, flag):
         self._state["flags"].append(flag)
+
+    def IBuilderConfig_clear_flag(self, flag):
+        self._state["flags"].remove(flag)
 
     def IBuilderConfig_set_memory_pool_limit(self, pool, pool_size):
         self._state["pools"][pool.name] = pool_size
