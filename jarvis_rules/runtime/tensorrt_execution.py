@@ -152,6 +152,9 @@ class EngineRunner:
     def _load(self, data: bytes) -> None:
         self._stream = Stream(self._device.driver)
         self._runtime = self._module.Runtime(_error_log(self._module, self._log))
+        if self._module.__name__ == "tensorrt":
+            # A version-compatible plan brings the runtime that it needs.
+            self._runtime.engine_host_code_allowed = True
         self._check_validity(data)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
