@@ -149,6 +149,11 @@ def test_explain_names_option_input_and_reason(project):
     text = rules(project, "explain", "out/cpu/models/tiny.repository.json").stdout
     assert "nothing that it depends on has changed" in text
     assert "inputs/pipeline.jmir" in text
+    for path, mnemonic in (
+        ("out/cpu/models/tiny/config.pbtxt", "RepositoryAssemble"),
+        ("out/cpu/engines/tiny/acoustic_model/model.onnx", "EngineBuild"),
+    ):
+        assert rules(project, "explain", path).stdout.startswith(f"{mnemonic} {path}: up to date\n")
     unknown = rules(project, "explain", "tiny.jmri")
     assert (unknown.returncode, "did you mean `tiny.jmir`" in unknown.stderr) == (2, True)
 

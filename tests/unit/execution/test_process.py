@@ -91,6 +91,8 @@ from pathlib import Path
 from jarvis_rules.execution.process import (
     ProcessCancelledError, install_signal_handlers, run_process)
 from jarvis_rules.execution.sandbox import choose_sandbox
+# Whoever runs the tests under `nohup` ignores it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 style, sandbox, pipe, *tool = sys.argv[1:]
 folder = Path.cwd()
 for name in ("inputs", "outputs"):

@@ -271,7 +271,13 @@ def test_facts(name):
         found = [{"name": v.name, "dtype": dtypes[v.type], "shape": v.shape} for v in values]
         assert facts.pop(side) == found
     assert run.inputs == list(INPUTS)
-    shared = {"encoder": "bert", "max_position_embeddings": 512, "tokenizer": TOKENIZER}
+    shared = {
+        "encoder": "bert",
+        "max_position_embeddings": 512,
+        "vocabulary_size": 2218,
+        "token_types": 2,
+        "tokenizer": TOKENIZER,
+    }
     assert facts == FACTS[name] | shared
 
 
