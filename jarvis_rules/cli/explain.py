@@ -13,6 +13,7 @@ EPILOG = """\
 examples:
   jarvis-rules explain out/any/voice_commands.jmir
   jarvis-rules explain out/cpu/models/voice_commands.repository.json --format json
+  jarvis-rules explain out/cpu/models/voice_commands/config.pbtxt   the repository that lists it
   jarvis-rules explain voice_commands.engines.json      any target of that name under out/
 """
 
@@ -27,7 +28,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", metavar="TARGET", help="a file that `scons` makes, or its name")
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="a file that `scons` makes, those of repositories and engines too, or a target's name",
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="default: out")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(run=run, parser=parser)
@@ -65,14 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _find(target: str, out: Path) -> Path:
     """Return the record of a target: of this very path, or of the only target of that name."""
-    from jarvis_rules.reporting.explain import RECORD_SUFFIX
+    from jarvis_rules.reporting.explain import RECORD_SUFFIX, find_record
 
     path = Path(target)
-    # The record of a repository's manifest lies outside the folder that is served.
-    for folder in (path.parent, path.parent.parent):
-        record = folder / f"{path.name}{RECORD_SUFFIX}"
-        if record.is_file():
-            return record
+    record = find_record(path)
+    if record is not None:
+        return record
     records = sorted(out.rglob(f"*{RECORD_SUFFIX}"))
     named = [record for record in records if record.name == f"{target}{RECORD_SUFFIX}"]
     if len(named) == 1:

@@ -165,19 +165,14 @@ def _items(values: list[str], names: tuple[str, ...]) -> list[Mapping[str, str]]
 
 def _read_items(path: Path, names: tuple[str, ...]) -> list[Mapping[str, str]]:
     """Return the objects of a JSON Lines file, each of which must have these texts."""
-    from jarvis_rules.errors import JarvisError, did_you_mean
+    from jarvis_rules.errors import JarvisError
+    from jarvis_rules.formats.input_file import unreadable
     from jarvis_rules.triton.language_client import encode_text
 
     try:
         lines = path.read_bytes().splitlines()
     except OSError as fault:
-        names_there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise JarvisError(
-            f"cannot be read: {fault.strerror}",
-            slug="file.missing",
-            where=str(path),
-            hint=did_you_mean(path.name, names_there),
-        ) from None
+        raise unreadable(path, fault) from None
     items: list[Mapping[str, str]] = []
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"

@@ -188,9 +188,15 @@ def _print_repository(pipeline: Mapping[str, Any]) -> None:
         }
     )
     print_table(
-        ("engine", "toolchain", "precision", "executed"),
+        ("engine", "toolchain", "precision", "executed", "compared with what was exported"),
         (
-            (name, f"{e['toolchain']} {e['toolchain_version']}", e["precision"], e["executed"])
+            (
+                name,
+                f"{e['toolchain']} {e['toolchain_version']}",
+                e["precision"],
+                e["executed"],
+                _comparison(e.get("check")),
+            )
             for name, e in pipeline["engines"].items()
         ),
     )
@@ -199,6 +205,14 @@ def _print_repository(pipeline: Mapping[str, Any]) -> None:
         ("file", "bytes", "sha256"),
         ((name, f["size"], f["sha256"][:16]) for name, f in pipeline["files"].items()),
     )
+
+
+def _comparison(check: Mapping[str, Any] | None) -> str:
+    """Return what the numeric check of an engine compared, and what it did not."""
+    if check is None:
+        return "no"
+    done = [f"{made['what']}, by {made['with']}" for made in check["comparisons"]]
+    return "; ".join([*done, *([check["not_compared"]] if check["not_compared"] else [])])
 
 
 def _lock(lock: Mapping[str, Any]) -> dict[str, str]:

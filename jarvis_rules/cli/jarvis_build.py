@@ -19,7 +19,8 @@ from jarvis_rules.cli.command import (
 )
 from jarvis_rules.cli.options import add_options, bind_flags, given_options
 from jarvis_rules.cli.verbosity import LEVELS, Talk
-from jarvis_rules.errors import UsageError, did_you_mean
+from jarvis_rules.errors import UsageError
+from jarvis_rules.formats.input_file import require_regular
 from jarvis_rules.pipelines.pipeline import PipelineKind, find_pipeline, pipeline_names
 
 if TYPE_CHECKING:
@@ -198,14 +199,8 @@ def _models(kind: PipelineKind, sources: Sequence[str]) -> tuple[dict[str, Path]
 
             refuse_nvidia(path)
         _require_suffix(path, ".ejrvs", "a model")
-        if not path.is_file():
-            names = [entry.name for entry in path.parent.glob("*.ejrvs")]
-            raise UsageError(
-                "there is no such file",
-                slug="file.missing",
-                where=str(path),
-                hint=did_you_mean(path.name, names) or "make it with `nemo2jarvis model.nemo`",
-            )
+        hint = "make it with `nemo2jarvis model.nemo`"
+        require_regular(path, otherwise=hint, among="*.ejrvs")
     keys = {slot: key for slot, (_, key) in zip(slots, parsed, strict=True) if key is not None}
     return dict(zip(slots, paths, strict=True)), keys
 

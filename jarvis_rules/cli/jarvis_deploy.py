@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from jarvis_rules.cli.verbosity import LEVELS, Talk
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.gpus import detect_gpu, find_gpu
 from jarvis_rules.engines.engine import PRECISIONS, engine_names
-from jarvis_rules.errors import UsageError
+from jarvis_rules.errors import JarvisError, UsageError
 from jarvis_rules.execution.delivery import find_conflict
 from jarvis_rules.execution.executor import Executed, Executor
 from jarvis_rules.execution.store import BlobMissingError
@@ -72,9 +73,18 @@ def _run(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     talk = Talk(LEVELS["DEBUG"]) if arguments.verbose else Talk()
     paths = _pipelines(arguments.pipelines, parse_key(arguments.key))
-    gpu = _target(arguments.gpu, talk)
-    request = EngineRequest(arguments.engine, arguments.precision, arguments.timing_cache)
-    return _deploy(paths, Path(arguments.directory), gpu, request, arguments.force, talk)
+    try:
+        gpu = _target(arguments.gpu, talk)
+        request = EngineRequest(arguments.engine, arguments.precision, arguments.timing_cache)
+        return _deploy(paths, Path(arguments.directory), gpu, request, arguments.force, talk)
+    except JarvisError as error:
+        error.hint = error.hint and _as_options(error.hint)
+        raise
+
+
+def _as_options(text: str) -> str:
+    """Return a text that names variables of `scons` with the options of this command."""
+    return re.sub(r"\b(GPU|ENGINE|PRECISION)=", lambda found: f"--{found[1].lower()} ", text)
 
 
 def _pipelines(texts: Sequence[str], shared: Key | None) -> list[tuple[Path, Key | None]]:
@@ -97,6 +107,13 @@ def _pipelines(texts: Sequence[str], shared: Key | None) -> list[tuple[Path, Key
 
 def _target(name: str | None, talk: Talk) -> GpuTarget:
     if name is not None:
+        if "," in name:
+            raise UsageError(
+                f"one target each time, got `{name}`",
+                slug="gpu.several",
+                where="option `--gpu`",
+                hint="run once for each, into folders of their own; `a100+l4` is one target",
+            )
         return find_gpu(name)
     gpu, reason = detect_gpu()
     talk.note(reason)
@@ -121,8 +138,10 @@ def _deploy(
             hint="`jarvis-deploy PIPELINE.jmir… DIR`",
         )
     with talk.console() as console, open_executor(console) as executor, lock_tree(directory):
+        told: set[str] = set()
         assembled = [
-            _assemble(executor, path, key, directory, gpu, request, talk) for path, key in paths
+            _assemble(executor, path, key, directory, gpu, request, talk, told)
+            for path, key in paths
         ]
         _refuse_clashes(assembled)
         for action, executed in assembled:
@@ -142,8 +161,12 @@ def _assemble(
     gpu: GpuTarget,
     request: EngineRequest,
     talk: Talk,
+    told: set[str],
 ) -> tuple[DeclaredAction, Executed]:
-    """Build engines and models of one pipeline into the store, delivering nothing yet."""
+    """Build engines and models of one pipeline into the store, delivering nothing yet.
+
+    Notes that are among those `told` are not repeated.
+    """
     from jarvis_rules.formats.archive import open_archive
     from jarvis_rules.rules.engine_rules import (
         assemble_repository,
@@ -160,7 +183,9 @@ def _assemble(
     pipeline = PipelineInfo(metadata["name"], metadata["kind"], path, key, choices)
     plan = plan_engines(pipeline, gpu, request)
     for note in plan.notes:
-        talk.note(note)
+        if note not in told:
+            talk.note(_as_options(note))
+    told.update(plan.notes)
     if key is not None:
         talk.note(f"`{path.name}` is encrypted, what a server loads is not: guard `{directory}`")
 

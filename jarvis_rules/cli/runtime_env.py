@@ -61,6 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the archive and print its path; return 0."""
     from jarvis_rules.errors import EXIT_OK, UsageError
+    from jarvis_rules.formats.input_file import require_regular
     from jarvis_rules.triton.runtime_environment import find_requirements, pack_environment
 
     if args.repository is None and not args.requirements:
@@ -70,13 +71,8 @@ def run(args: argparse.Namespace) -> int:
             hint=f"see `{args.parser.prog} --help`",
         )
     for path in args.requirements:
-        if not path.is_file():
-            raise UsageError(
-                "not a file, expected requirements with hashes",
-                slug="file.missing",
-                where=str(path),
-                hint="name a file such as pip reads with `--requirement`",
-            )
+        hint = "name a file with hashes, such as pip reads with `--requirement`"
+        require_regular(path, otherwise=hint)
     require_writable(args.out)
     found = find_requirements(args.repository) if args.repository else []
     pack_environment([*found, *args.requirements], args.python, args.out)

@@ -65,8 +65,8 @@ def read_spec(path: Path) -> Given:
     UsageError `file.*` where it cannot be read, `tlt.spec` where it is not plain YAML, and
     `tlt.spec-field` or `tlt.spec-value` where a field is unknown or its value cannot be taken.
     """
+    from jarvis_rules.formats.input_file import open_regular, unreadable
     from jarvis_rules.formats.nemo import load_config
-    from jarvis_rules.formats.tar import open_regular, unreadable
 
     try:
         with open_regular(path) as file:

@@ -135,7 +135,8 @@ class ActionSpec:
 
     `inputs` maps the path under `inputs/` that the tool sees to where the content comes from.
     `target` names the result for people. `keys` are those that the tool needs, by the name that
-    it knows them by. `confidential` outputs hold what an encrypted input holds, in plain.
+    it knows them by. `confidential` outputs hold what an encrypted input holds, in plain. Where
+    outputs have other bytes every time, `not_reproducible` says why, and what would not have.
     """
 
     mnemonic: str
@@ -150,6 +151,7 @@ class ActionSpec:
     resources: Resources = Resources()
     keys: Mapping[str, Secret] = field(default_factory=dict, repr=False)
     confidential: bool = False
+    not_reproducible: str | None = None
 
     def argv(self) -> tuple[str, ...]:
         """Return the command line; the toolchain is found at a fixed place by whoever runs it."""

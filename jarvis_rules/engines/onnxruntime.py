@@ -39,7 +39,7 @@ def _check_target(gpu: GpuTarget, precision: str) -> None:
         raise UsageError(
             f"onnxruntime: bf16 cannot run everywhere, asked for {gpu.name}",
             slug="precision.unsupported",
-            hint="take fp16 or fp32, or a compiler: `ENGINE=tensorrt_rtx`, `ENGINE=tensorrt`",
+            hint="take fp16 or fp32; `jarvis-rules gpus` says which compilers have bf16",
         )
 
 

@@ -37,8 +37,8 @@ def _check_target(gpu: GpuTarget, _: str) -> None:
         raise UsageError(
             f"{gpu.name} is {gpu.architectures()}: TensorRT builds for the one GPU that it runs on",
             slug="engine.target",
-            hint=f"a plan for each, on its own machine: GPU={gpu.name.split('+')[0]}; "
-            "ENGINE=tensorrt_rtx makes one engine for several",
+            hint="a plan for each, on its own machine: "
+            + " and ".join(f"GPU={name}" for name in gpu.name.split("+")),
         )
     if gpu.compute_capabilities[0] in _DROPPED:
         raise UsageError(

@@ -22,14 +22,17 @@ from jarvis_rules.engines.engine import BuiltEngine, Engine, EngineSpec
 from jarvis_rules.errors import ToolchainError, UsageError
 
 _NAME = "TensorRT-RTX"
-_MODULE = "tensorrt_rtx_bindings"
+_MODULE, _LIBRARY = "tensorrt_rtx_bindings", "tensorrt_rtx_libs"
 # Compute capabilities that its `ComputeCapability` names. 7.5 computes matrix products in half
 # precision only, and shares an engine with no other.
 _TURING = "7.5"
 _CAPABILITIES = (_TURING, "8.0", "8.6", "8.9", "12.0", "12.1")
 # CUDA 13, which 1.7 is linked with, asks for it: NVIDIA's CUDA Compatibility guide, table 1.
 _DRIVER = "580"
-_INSTALL = "pip install --require-hashes -r requirements/tensorrt-rtx.txt"
+_INSTALL = (
+    "`pip install 'jarvis-rules[tensorrt-rtx]'` (in a checkout: `pip install --require-hashes -r "
+    "requirements/tensorrt-rtx.txt`)"
+)
 
 
 def _check_target(gpu: GpuTarget, _: str) -> None:
@@ -62,7 +65,7 @@ def _way_out(gpu: GpuTarget) -> str:
 
 def _check_machine(_: GpuTarget, __: Mapping[str, str]) -> None:
     """Raise ToolchainError where the compiler is not installed; it needs no GPU."""
-    if importlib.util.find_spec(_MODULE) is not None:
+    if all(importlib.util.find_spec(name) is not None for name in (_MODULE, _LIBRARY)):
         return
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise ToolchainError(
@@ -74,7 +77,7 @@ def _check_machine(_: GpuTarget, __: Mapping[str, str]) -> None:
     raise ToolchainError(
         f"{_NAME} is not installed in {sys.prefix}",
         slug="toolchain.missing-package",
-        hint=f"run `{_INSTALL}` (the extra `tensorrt-rtx`), or ENGINE=onnxruntime",
+        hint=f"run {_INSTALL}, or ENGINE=onnxruntime",
     )
 
 

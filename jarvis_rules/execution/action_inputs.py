@@ -19,10 +19,11 @@ from jarvis_rules.core.action import (
     TreeInput,
 )
 from jarvis_rules.core.digest import Digest, digest_file
-from jarvis_rules.errors import IntegrityError, UsageError, did_you_mean
+from jarvis_rules.errors import IntegrityError
 from jarvis_rules.execution.delivery import listed_files
 from jarvis_rules.execution.file_digests import FileDigests, FileStamp
 from jarvis_rules.execution.store import BlobMissingError, Store
+from jarvis_rules.formats.input_file import unreadable
 
 if TYPE_CHECKING:
     from jarvis_rules.formats.archive import Archive
@@ -84,12 +85,7 @@ class InputResolver:
             resolved.stamps.setdefault(path, FileStamp.of(path))
             digest = self._digests.sha256(path)
         except OSError as error:
-            raise UsageError(
-                f"cannot read: {error.strerror}",
-                slug="file.missing" if isinstance(error, FileNotFoundError) else "file.unreadable",
-                where=str(path),
-                hint=_suggest(path),
-            ) from None
+            raise unreadable(path, error) from None
         if expected is not None and digest != expected:
             raise IntegrityError(
                 f"digest is {digest}, its manifest says {expected}",
@@ -201,9 +197,3 @@ def input_changed(path: Path) -> IntegrityError:
         where=str(path),
         hint="build again when nothing writes to it",
     )
-
-
-def _suggest(path: Path) -> str:
-    """Return what may help where `path` cannot be read."""
-    names = [] if not path.parent.is_dir() else [p.name for p in path.parent.iterdir()]
-    return did_you_mean(path.name, names) or "check the path, or make the file first"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ def listed_files(manifest: Path) -> dict[str, Digest]:
     """
     hint = "build again: the target that makes it will be repaired"
     try:
+        # Opening a named pipe would wait for a writer.
+        if not stat.S_ISREG(manifest.stat().st_mode):
+            raise ValueError("no regular file")
         document = json.loads(manifest.read_bytes())
         files = {str(n): Digest.from_json(d) for n, d in document["files"].items()}
     except (OSError, *_NOT_A_DOCUMENT) as error:

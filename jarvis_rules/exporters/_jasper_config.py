@@ -81,6 +81,11 @@ class Encoder:
     norm_groups: int
     blocks: tuple[Block, ...]
 
+    @property
+    def outputs(self) -> int:
+        """The channels of the last block."""
+        return self.blocks[-1].filters
+
 
 def read_encoder(section: Section) -> Encoder:
     """Return the configuration of the encoder; JarvisError `export.unsupported-config`."""

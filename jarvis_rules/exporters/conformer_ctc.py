@@ -8,22 +8,15 @@ Semantics: NeMo 1.23 EncDecCTCModel, EncDecCTCModelBPE, ConformerEncoder, ConvAS
 from __future__ import annotations
 
 from jarvis_rules.exporters import _ctc_decoder, _ctc_model, _ctc_tokenizer
-from jarvis_rules.exporters._config import Key, Section, check_model_keys, used
-from jarvis_rules.exporters._conformer_builder import Builder, Signal
+from jarvis_rules.exporters._conformer_builder import Builder
 from jarvis_rules.exporters._conformer_config import KEYS as ENCODER_KEYS
 from jarvis_rules.exporters._conformer_config import TARGETS, read_encoder
 from jarvis_rules.exporters._conformer_layers import add_encoder
-from jarvis_rules.exporters._ctc_decoder import read_labels, take_decoder
-from jarvis_rules.exporters._ctc_model import describe_model, require_features
-from jarvis_rules.exporters._ctc_tokenizer import Tokenizer, read_tokenizer
+from jarvis_rules.exporters._ctc_decoder import take_decoder
+from jarvis_rules.exporters._ctc_model import add_inputs, finish, read_model
 from jarvis_rules.exporters._mel_features import KEYS as MEL_KEYS
-from jarvis_rules.exporters._mel_features import read_mel_features, take_mel_tables
 from jarvis_rules.exporters.exporter import ExportedModel, Exporter, SourceModel, UnusedWeight
 from jarvis_rules.onnx_graph.graph import Graph
-
-_CHARACTERS = "nemo.collections.asr.models.ctc_models.EncDecCTCModel"
-_SUBWORDS = "nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE"
-MODEL_KEYS: tuple[Key, ...] = (*_ctc_model.KEYS, *used("tokenizer"))
 
 
 def export_conformer_ctc(source: SourceModel, *, batch_invariant: bool = True) -> ExportedModel:
@@ -40,52 +33,25 @@ def export_conformer_ctc(source: SourceModel, *, batch_invariant: bool = True) -
     `export.missing-weight`, `export.wrong-shape`, `export.invalid-weight` and what reading an
     artifact raises.
     """
-    model = Section("", source.config)
-    check_model_keys(model, MODEL_KEYS)
-    features = read_mel_features(model.section("preprocessor"))
-    encoder = read_encoder(model.section("encoder"))
     last = "`encoder.feat_out`, or `encoder.d_model`,"
-    labels = read_labels(model.section("decoder"), encoder.outputs, last)
-    require_features(model, encoder.features, features)
-    tokenizer = Tokenizer(labels=labels)
-    if source.target == _SUBWORDS:
-        tokenizer = read_tokenizer(model.section("tokenizer"), labels, source.artifact)
-    # Before the graph: they prove that the number of features is a real one.
-    assets = take_mel_tables(features, source.weights)
-    builder = Builder(Graph("conformer_ctc"), source.weights, encoder, batch_invariant)
-    encoded = _build_graph(builder, len(labels) + 1)
-    facts = {
-        **describe_model(builder.graph, list(tokenizer.labels), features, encoded.stride),
-        "tokenization": tokenizer.kind,
-        "tokenizer_files": sorted(tokenizer.files),
-    }
-    files = {**assets, **tokenizer.files}
-    return ExportedModel("conformer_ctc", {"model_graph.onnx": builder.graph}, files, facts)
-
-
-def _build_graph(b: Builder, classes: int) -> Signal:
-    """Write the whole graph and return the encoder's output."""
-    audio = b.graph.input("audio_signal", "float32", ("batch", b.encoder.features, "time"))
-    length = b.graph.input("length", "int64", ("batch",))
-    encoded = add_encoder(b, audio, length)
-    weight, bias = take_decoder(b.weights, b.encoder.outputs, classes)
-    scores = b.graph.linear(encoded.value, weight[:, :, 0], bias)
-    # A sum of exponentials, and its logarithm is the result of the model.
-    with b.graph.full_precision():
-        logprobs = b.graph.log_softmax(scores)
-    b.graph.output(logprobs, "logprobs", ("batch", "time_out", classes))
-    b.graph.output(encoded.lengths, "encoded_length")
-    return encoded
+    model, encoder = read_model(source, read_encoder, last)
+    graph = Graph("conformer_ctc")
+    audio, length = add_inputs(graph, encoder.features)
+    builder = Builder(graph, source.weights, encoder, batch_invariant)
+    encoded = add_encoder(builder, audio, length)
+    weight, bias = take_decoder(source.weights, encoder.outputs, model.classes)
+    scores = graph.linear(encoded.value, weight[:, :, 0], bias)
+    return finish(model, graph, scores, encoded.lengths, encoded.stride)
 
 
 EXPORTER = Exporter(
     family="conformer_ctc",
-    classes=(_CHARACTERS, _SUBWORDS),
+    classes=_ctc_model.CLASSES,
     unused=(UnusedWeight("*.num_batches_tracked", "counts training steps"),),
     export=export_conformer_ctc,
     encoders=TARGETS,
     sections={
-        "": MODEL_KEYS,
+        "": _ctc_model.KEYS,
         "preprocessor": MEL_KEYS,
         "encoder": ENCODER_KEYS,
         "decoder": _ctc_decoder.KEYS,

@@ -80,7 +80,7 @@ def export_speech_classification(
     require_features(model, encoder.features, features, "n_mfcc" if is_mfcc else "features")
     labels = _read_labels(model)
     decoder = model.section("decoder")
-    pooling, gives_logits = _read_decoder(decoder, encoder.blocks[-1].filters, len(labels))
+    pooling, gives_logits = _read_decoder(decoder, encoder.outputs, len(labels))
 
     b = Builder(Graph("speech_classification"), source.weights, encoder, batch_invariant)
     audio = b.graph.input("audio_signal", "float32", ("batch", encoder.features, "time"))

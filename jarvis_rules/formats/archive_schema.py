@@ -20,6 +20,7 @@ from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node
 
 from jarvis_rules.errors import UsageError, did_you_mean
+from jarvis_rules.formats.input_file import require_regular
 from jarvis_rules.formats.nemo import refuse_duplicates
 from jarvis_rules.formats.tar import quoted
 
@@ -103,22 +104,9 @@ def normalised_class(name: str) -> str:
 
 def read_schema(path: Path) -> ArchiveSchema:
     """Return the schema in the file `path`; UsageError where it is none."""
-    where = str(path)
-    try:
-        data = path.read_bytes() if path.is_file() else None
-    except OSError as error:
-        raise UsageError(
-            f"cannot be read: {error.strerror}", slug="file.unreadable", where=where
-        ) from None
-    if data is None:
-        near = did_you_mean(path.name, [entry.name for entry in path.parent.glob("*.y*ml")])
-        raise UsageError(
-            "there is no such schema",
-            slug="file.missing",
-            where=where,
-            hint=near or "leave `--schema` out: the schema of the model's class is known",
-        )
-    return load_schema(data, where)
+    hint = "leave `--schema` out: the schema of the model's class is known"
+    require_regular(path, otherwise=hint, among="*.y*ml")
+    return load_schema(path.read_bytes(), str(path))
 
 
 def load_schema(data: bytes, where: str) -> ArchiveSchema:

@@ -16,7 +16,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from jarvis_rules.core.digest import Digest, DigestWriter
 from jarvis_rules.errors import IntegrityError, did_you_mean
 from jarvis_rules.formats import eff
-from jarvis_rules.formats.checkpoint import Array, read_checkpoint
+from jarvis_rules.formats.checkpoint import read_checkpoint
+from jarvis_rules.formats.state_dict import Array
 from jarvis_rules.formats.tar import TarArchive, TarMember, open_tar, quoted, release_pages
 from jarvis_rules.formats.yaml_loader import MAX_DEPTH, LimitedLoader
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jarvis_rules.core.digest import CHUNK, Sink
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.formats.checkpoint import Array
+from jarvis_rules.formats.state_dict import Array
 
 # In the order in which the library writes them: the widest first, so that all are aligned.
 _DTYPES = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jarvis_rules.errors import IntegrityError
-from jarvis_rules.formats.checkpoint import Array
+from jarvis_rules.formats.state_dict import Array
 from jarvis_rules.formats.tar import quoted
 
 MAX_HEADER_SIZE = 100 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import re
-import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from jarvis_rules.errors import IntegrityError, UsageError, did_you_mean
+from jarvis_rules.errors import IntegrityError
+from jarvis_rules.formats.input_file import open_regular, unreadable
 from jarvis_rules.formats.stored_gzip import StoredGzip, read_stored
 
 BLOCK = 512
@@ -176,28 +176,6 @@ class Refusals:
         """Return the error."""
         hint = _HINTS.get(name, _REPACK)
         return IntegrityError(message, slug=f"{self.kind}.{name}", hint=hint, where=str(self.path))
-
-
-def open_regular(path: Path) -> IO[bytes]:
-    """Open a file that is none of the kinds that block or never end; `UsageError` otherwise."""
-    # Opening a named pipe would wait for a writer, so the type is asked first.
-    if not stat.S_ISREG(path.stat().st_mode):
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise UsageError(f"expected a file, got {kind}", slug="file.unreadable", where=str(path))
-    return path.open("rb")
-
-
-def unreadable(path: Path, error: OSError) -> UsageError:
-    """Return the error for a path that the system does not let us read."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        reason = error.strerror or str(error)
-        return UsageError(f"cannot be read: {reason}", slug="file.unreadable", where=str(path))
-    try:
-        near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
-        hint = near or f"nothing in `{path.parent}` has a similar name"
-    except OSError:
-        hint = f"the folder `{path.parent}` does not exist either"
-    return UsageError("no such file", slug="file.missing", hint=hint, where=str(path))
 
 
 def _inflate(source: IO[bytes], plain: IO[bytes], refuse: Refusals) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jarvis_rules.errors import JarvisBug, JarvisError
-from jarvis_rules.onnx_graph.graph import MAX_BYTES
 from jarvis_rules.onnx_graph.model_file import read_model, write_model
+from jarvis_rules.onnx_graph.node_graph import MAX_BYTES
 from jarvis_rules.onnx_graph.precision_plan import Plan, make_plan
 from jarvis_rules.onnx_graph.precision_rewrite import Rewriter
 from jarvis_rules.onnx_graph.precision_types import Types

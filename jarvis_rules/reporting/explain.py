@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jarvis_rules.execution.action_difference import Change, differences, leaves
-from jarvis_rules.execution.delivery import previous_record
+from jarvis_rules.execution.delivery import listed_files, previous_record
+from jarvis_rules.triton.publish import MANIFEST_SUFFIX
 
 RECORD_SUFFIX = ".action.json"
 
@@ -40,6 +41,39 @@ class Explanation:
             ],
             "depends_on": {name: list(values) for name, values in self.depends_on.items()},
         }
+
+
+def find_record(path: Path) -> Path | None:
+    """Return the record of the action that made `path`, a target or a file that one lists.
+
+    None where there is no record. IntegrityError where a manifest beside the file is damaged.
+    """
+    path = path.absolute()
+    own = _record_of(path)
+    if own is not None:
+        return own
+    for tree in path.parents:
+        for manifest in _manifests_of(tree):
+            if path.relative_to(tree).as_posix() in listed_files(manifest):
+                return _record_of(manifest)
+    return None
+
+
+def _record_of(target: Path) -> Path | None:
+    # The record of a repository's manifest lies outside the folder that is served.
+    for folder in (target.parent, target.parent.parent):
+        record = folder / f"{target.name}{RECORD_SUFFIX}"
+        if record.is_file():
+            return record
+    return None
+
+
+def _manifests_of(tree: Path) -> Iterator[Path]:
+    """Yield what lists the files of a folder: a repository, or the tree of engines or graphs."""
+    yield from sorted(tree.glob(f"*{MANIFEST_SUFFIX}"))
+    beside = tree.parent.parent / f"{tree.name}.{tree.parent.name}.json"
+    if tree.parent.name in ("engines", "graphs") and beside.is_file():
+        yield beside
 
 
 def explain(target: str, record: Path, last_build: list[dict[str, Any]]) -> Explanation:

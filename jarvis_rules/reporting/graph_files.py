@@ -19,7 +19,7 @@ from jarvis_rules.formats.archive import Archive
 from jarvis_rules.formats.tar import quoted
 
 if TYPE_CHECKING:
-    from jarvis_rules.formats.checkpoint import Array
+    from jarvis_rules.formats.state_dict import Array
 
 _WEIGHTS_SUFFIX = ".onnx.data"
 _HINT = "make the archive again; if it stays, report the model's family"

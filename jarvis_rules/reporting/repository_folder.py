@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_rules.errors import IntegrityError
+from jarvis_rules.formats.input_file import open_regular
 from jarvis_rules.formats.schema import validate
-from jarvis_rules.formats.tar import open_regular, quoted
+from jarvis_rules.formats.tar import quoted
 from jarvis_rules.triton.publish import MANIFEST_SUFFIX
 
 MAX_MANIFEST_SIZE = 64 << 20

@@ -13,7 +13,7 @@ from jarvis_rules.formats.compliance import WEIGHTS_MEMBER
 from jarvis_rules.formats.safetensors_reading import read_safetensors
 
 if TYPE_CHECKING:
-    from jarvis_rules.formats.checkpoint import Array
+    from jarvis_rules.formats.state_dict import Array
 
 
 @contextlib.contextmanager

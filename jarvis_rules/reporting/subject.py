@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jarvis_rules.errors import UsageError, did_you_mean
+from jarvis_rules.errors import UsageError
+from jarvis_rules.formats.input_file import missing, unreadable
 from jarvis_rules.formats.key_source import Key, parse_file_and_key
-from jarvis_rules.formats.tar import unreadable
 from jarvis_rules.triton.publish import MANIFEST_SUFFIX
 
 Format = Literal["nemo", "ejrvs", "jmir", "repository"]
@@ -41,8 +41,7 @@ def find_subject(text: str) -> Subject:
         require_repository(path)
         return Subject(path, "repository")
     if not path.exists():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")])
-        raise UsageError("there is no such file", slug="file.missing", where=str(path), hint=near)
+        raise missing(path)
     if path.suffix not in _SUFFIXES:
         raise UsageError(
             f"the suffix `{path.suffix}` is of no format that can be looked into",

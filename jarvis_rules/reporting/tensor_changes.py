@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from jarvis_rules.reporting.value_changes import Tally, kind_of_change
 
 if TYPE_CHECKING:
-    from jarvis_rules.formats.checkpoint import Array
+    from jarvis_rules.formats.state_dict import Array
 
 _PIECE = 1 << 20
 

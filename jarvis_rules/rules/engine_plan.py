@@ -62,6 +62,21 @@ class EnginePlan:
             if precision != "fp32" or self.linear_as_convolution
         }
 
+    @property
+    def not_reproducible(self) -> str | None:
+        """Why engines have other bytes with every build, or None."""
+        if self.engine.portable:
+            return None
+        if self.engine.needs_gpu:
+            return f"{self.engine.name} times its kernels; a timing cache keeps its choice"
+        profiles = [self.options.get(name, {}).get("shape_profiles") for name in self.precisions]
+        if all(profile == "static" for profile in profiles):
+            return None
+        return (
+            "an engine of ranges differs from build to build; one with "
+            "`nn.shape_profiles=static` does not"
+        )
+
     def variant(self) -> str:
         """Return a name of the converted graphs that only equal conversions share."""
         names = sorted({*self.converted().values()})
@@ -75,8 +90,19 @@ class EnginePlan:
 def plan_engines(pipeline: PipelineInfo, gpu: GpuTarget, request: EngineRequest) -> EnginePlan:
     """Return the engines that `pipeline` gets for `gpu`.
 
-    UsageError or ToolchainError where the toolchain cannot build for the target, or not here.
+    UsageError or ToolchainError where the toolchain cannot build for the target, or not here; they
+    name a pipeline that asks for something by itself.
     """
+    try:
+        return _plan(pipeline, gpu, request)
+    except JarvisError as error:
+        # What is asked of all pipelines is no fault of the first.
+        if any((pipeline.choices.toolchain, *pipeline.choices.options.values())):
+            raise error.at(f"pipeline `{pipeline.name}`") from None
+        raise
+
+
+def _plan(pipeline: PipelineInfo, gpu: GpuTarget, request: EngineRequest) -> EnginePlan:
     engine, notes = _choose(pipeline.choices, gpu, request.toolchain)
     asked = pipeline.choices.options
     precisions: dict[str, str] = {}
@@ -84,7 +110,9 @@ def plan_engines(pipeline: PipelineInfo, gpu: GpuTarget, request: EngineRequest)
         said = asked.get(name, {}).get("precision") or request.precision
         precisions[name] = str(said or engine.default_precision(gpu))
         if said is None and precisions[name] != "fp32":
-            notes.append(f"{gpu.name}: precision {precisions[name]}, all that {engine.name} has")
+            notes.append(
+                f"{gpu.name}: precision {precisions[name]}, the default of {engine.name} there"
+            )
         _check(engine, gpu, precisions[name])
     # Asking the driver takes a moment, which builds with portable engines can do without.
     present = {} if engine.portable else _present()
@@ -93,8 +121,11 @@ def plan_engines(pipeline: PipelineInfo, gpu: GpuTarget, request: EngineRequest)
         name: {key: value for key, value in values.items() if key in engine.options}
         for name, values in asked.items()
     }
+    is_executable = engine.portable or bool({*present.values()} & {*gpu.compute_capabilities})
     if note := engine.note(gpu):
         notes.append(note)
+    if not is_executable:
+        notes.append(f"{gpu.name}: its engines do not run here, so only their graphs are checked")
     if request.timing_cache is not None and "timing_cache" not in engine.options:
         raise UsageError(
             f"{engine.name} has no timing cache",
@@ -108,7 +139,7 @@ def plan_engines(pipeline: PipelineInfo, gpu: GpuTarget, request: EngineRequest)
         precisions=precisions,
         options={name: values for name, values in options.items() if values},
         timing_cache=request.timing_cache,
-        is_executable=engine.portable or bool({*present.values()} & {*gpu.compute_capabilities}),
+        is_executable=is_executable,
         notes=tuple(notes),
     )
 
@@ -126,7 +157,10 @@ def _check(engine: Engine, gpu: GpuTarget, precision: str) -> None:
 def _choose(choices: EngineChoices, gpu: GpuTarget, asked: str) -> tuple[Engine, list[str]]:
     """Return the toolchain, and why it is that one where nobody asked for it."""
     if choices.toolchain is not None:
-        return find_engine(choices.toolchain), []
+        engine = find_engine(choices.toolchain)
+        if gpu.name != CPU or engine.portable:
+            return engine, []
+        return find_engine(_PORTABLE), [f"cpu: {_PORTABLE}, since {engine.name} is for GPUs"]
     if asked != AUTO:
         return find_engine(asked), []
     if gpu.name == CPU:

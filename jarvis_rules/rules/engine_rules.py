@@ -116,6 +116,7 @@ def build_engines(
         platform=_properties(plan) if engine.needs_gpu else {},
         resources=_resources(plan),
         confidential=pipeline.key is not None,
+        not_reproducible=plan.not_reproducible,
     )
     destination = Destination(manifest, folder, record_of(manifest))
     return FolderInfo(manifest, folder, DeclaredAction(spec, destination, tuple(sources)))

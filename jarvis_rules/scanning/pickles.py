@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from jarvis_rules.formats.checkpoint import (
+from jarvis_rules.formats.tar import quoted
+from jarvis_rules.formats.torch_legacy import LEGACY_MAGIC
+from jarvis_rules.formats.torch_pickle import (
     KNOWN_CALLABLES,
-    LEGACY_MAGIC,
     MAX_INTEGER_BITS,
     MAX_NAME_LENGTH,
     MAX_OPCODES,
     MAX_PICKLE_SIZE,
 )
-from jarvis_rules.formats.tar import quoted
 from jarvis_rules.scanning.report import Findings, inside
 
 MAX_NESTING = 3  # pickles in the bytes of pickles

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
-import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,15 +13,10 @@ from jarvis_rules.errors import IntegrityError, UsageError
 from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.archive_manifest import MAC, MANIFEST
 from jarvis_rules.formats.checkpoint import read_checkpoint
+from jarvis_rules.formats.input_file import missing, open_regular, unreadable
 from jarvis_rules.formats.jmir import read_pipeline
 from jarvis_rules.formats.nemo import CONFIG, WEIGHTS, load_config, open_nemo
-from jarvis_rules.formats.tar import (
-    GZIP_MAGIC,
-    TarMember,
-    open_regular,
-    quoted,
-    unreadable,
-)
+from jarvis_rules.formats.tar import GZIP_MAGIC, TarMember, quoted
 from jarvis_rules.scanning.configurations import MAX_SIZE, scan_configuration
 from jarvis_rules.scanning.contents import ContentScan
 from jarvis_rules.scanning.report import Findings, ScanReport
@@ -41,7 +34,7 @@ def scan_file(path: Path) -> ScanReport:
     """
     kind = path.suffix.lower().removeprefix(".")
     if not path.exists():
-        raise unreadable(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+        raise missing(path)
     if kind not in _READERS:
         raise UsageError(
             f"the suffix `{path.suffix}` is of no format that can be scanned",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from jarvis_rules.formats.checkpoint import MAX_ENTRIES, MAX_RATIO, RATIO_GRACE
 from jarvis_rules.formats.tar import quoted, release_pages
+from jarvis_rules.formats.torch_zip import MAX_ENTRIES, MAX_RATIO, RATIO_GRACE
 from jarvis_rules.scanning.report import Findings
 
 MAX_INFLATED_SIZE = 256 << 20  # of all entries; what is beyond is not inflated

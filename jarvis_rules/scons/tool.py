@@ -6,6 +6,7 @@ import functools
 import gc
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import SCons.Errors
 import SCons.Script
 from SCons.Variables import Variables
 
+from jarvis_rules.core.cache_directory import cache_directory
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.gpus import detect_gpu, find_gpus, load_gpus
 from jarvis_rules.core.registry import require_known
@@ -107,6 +109,8 @@ def _configure(env: Any) -> None:
                 hint=f"{suggestion + ' ' if suggestion else ''}known: {', '.join(sorted(known))}",
             )
     helping = SCons.Script.GetOption("help")
+    # A relative one starts here, and SCons changes folders while it reads.
+    cache_directory()
     if env["CHECK"]:
         require_known("check", env["CHECK"], (_DETERMINISM,), "variable.check")
     # SCons keeps its whole graph until it ends: looking for garbage in it is a waste of time.
@@ -153,12 +157,12 @@ def _gpus(names: str) -> tuple[GpuTarget, ...]:
     return find_gpus(names) if names else (detect_gpu()[0],)
 
 
-def _engine_request(env: Any, engine: str | None = None) -> EngineRequest:
-    """Return what is asked for on the command line; a pipeline's own `engine` comes first."""
+def _engine_request(env: Any) -> EngineRequest:
+    """Return what is asked for on the command line."""
     cache = env["TIMING_CACHE"]
     return EngineRequest(
-        toolchain=engine or env["ENGINE"],
-        precision=env["PRECISION"] or None,
+        toolchain=str(env["ENGINE"]).lower(),
+        precision=str(env["PRECISION"]).lower() or None,
         timing_cache=_one_file(env, cache, "a timing cache") if cache else None,
     )
 
@@ -333,7 +337,7 @@ def _pipeline(
     `models` is the model of the only slot, a list in the order of the slots, or a mapping from
     slot to model; a model is what `env.NemoModel` returned or the path of an `.ejrvs`, with `:KEY`
     behind it if it is encrypted. `key` encrypts the `.jmir`, as that of `env.NemoModel` the model.
-    `engine` is the toolchain of its engines, whatever ENGINE says.
+    `engine` is the toolchain of its engines for GPUs, whatever ENGINE says.
     """
     session: Session = env["JARVIS_SESSION"]
     declared = find_pipeline(kind)
@@ -354,6 +358,8 @@ def _pipeline(
         session.note_once(
             f"pipeline `{name}`: an encrypted model goes into `{jmir}`, which is not: give `key=`"
         )
+    if engine is not None:
+        info = _with_engine(info, engine)
     session.pipelines[name] = info
     models_served = declared.model_names(name)
     # An engine's model is served under the name of what runs it, which its options may change.
@@ -363,15 +369,28 @@ def _pipeline(
     for option in declared.without_effect(options):
         session.console.note(f"pipeline `{name}`: option `{option}` has no effect here")
     _node(env, action, "jmirs")
-    request = _engine_request(env, engine) if engine is not None else session.request
-    return [node for gpu in session.gpus for node in _repository(env, info, gpu, request)]
+    return [node for gpu in session.gpus for node in _repository(env, info, gpu)]
 
 
-def _repository(env: Any, pipeline: PipelineInfo, gpu: GpuTarget, request: EngineRequest) -> Any:
+def _with_engine(pipeline: PipelineInfo, engine: object) -> PipelineInfo:
+    """Return a pipeline that insists on a toolchain; UsageError where its options do on another."""
+    require_known("engine toolchain", str(engine), engine_names(), "engine.unknown")
+    choices = pipeline.choices
+    if choices.toolchain not in (None, engine):
+        raise UsageError(
+            f"`engine` says {engine}, the options say {choices.toolchain}",
+            slug="option.contradiction",
+            where=f"pipeline `{pipeline.name}`",
+            hint="leave `nn.use_onnx_runtime` out, or `engine`",
+        )
+    return replace(pipeline, choices=replace(choices, toolchain=str(engine)))
+
+
+def _repository(env: Any, pipeline: PipelineInfo, gpu: GpuTarget) -> Any:
     """Declare what makes the repository of a pipeline for one GPU target, and return its nodes."""
     session: Session = env["JARVIS_SESSION"]
     name, root = pipeline.name, session.out / gpu.name
-    plan = plan_engines(pipeline, gpu, request)
+    plan = plan_engines(pipeline, gpu, session.request)
     for note in plan.notes:
         session.note_once(note)
     graphs = None

@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jarvis_rules.errors import JarvisError, did_you_mean
+from jarvis_rules.errors import JarvisError
+from jarvis_rules.formats.input_file import missing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,13 +57,7 @@ def check_audio(path: Path) -> int:
     import soundfile
 
     if not path.exists():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise JarvisError(
-            "no such file",
-            slug="file.missing",
-            where=str(path),
-            hint=did_you_mean(path.name, names),
-        )
+        raise missing(path)
     try:
         facts = soundfile.info(str(path))
     except (OSError, RuntimeError) as fault:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from jarvis_rules.core.canonical_json import dump_canonical_json
-from jarvis_rules.core.digest import digest_bytes, digest_file
-from jarvis_rules.errors import JarvisError
+from jarvis_rules.core.digest import Digest, digest_bytes, digest_file
+from jarvis_rules.errors import JarvisError, UsageError
 from jarvis_rules.execution.delivery import listed_files
 from jarvis_rules.execution.workspace import lock_tree
+from jarvis_rules.triton.model_folder import read_models
 
+RELATIVE_ENVIRONMENT = "$$TRITON_MODEL_DIRECTORY/../"
 MANIFEST_SUFFIX = ".repository.json"
 _UNFINISHED = ".unfinished-"
 
@@ -50,37 +53,58 @@ def _publish(models: Path, destination: Path) -> Path:
             where=str(models),
             hint="declare one with `env.Pipeline(…)`",
         )
+    _refuse_relative_environments(models)
+    listings = {manifest: listed_files(manifest) for manifest in manifests}
     digests = {manifest.name: digest_file(manifest).sha256 for manifest in manifests}
     name = digest_bytes(dump_canonical_json(digests)).sha256[:16]
     releases = destination / "releases"
     releases.mkdir(parents=True, exist_ok=True)
     release = releases / name
     if not release.exists():
-        _write_release(models, manifests, release)
+        _write_release(models, listings, release)
     _check_complete(release)
     _point(destination / "current", Path("releases") / name)
     return release
 
 
-def _write_release(models: Path, manifests: list[Path], release: Path) -> None:
+def _refuse_relative_environments(models: Path) -> None:
+    """Raise UsageError where a model wants its packages from inside of the repository.
+
+    A release holds what its manifests list, and replaces the one before as a whole.
+    """
+    for model in read_models(models).values():
+        path = model.config.parameters["EXECUTION_ENV_PATH"].string_value
+        if path.startswith(RELATIVE_ENVIRONMENT):
+            raise UsageError(
+                f"takes its Python packages from `{path.removeprefix(RELATIVE_ENVIRONMENT)}` in "
+                "the repository, and a release has no such file",
+                slug="deploy.relative-environment",
+                where=f"model `{model.name}`",
+                hint="give `execution_env_path` as an absolute path on the server",
+            )
+
+
+def _write_release(
+    models: Path, listings: Mapping[Path, Mapping[str, Digest]], release: Path
+) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=release.parent))
     try:
         owners: dict[str, str] = {}
-        for manifest in manifests:
-            for name, digest in listed_files(manifest).items():
+        for manifest, files in listings.items():
+            for name, digest in files.items():
                 if owners.setdefault(name, manifest.name) != manifest.name:
                     raise _changed(f"`{name}` is claimed by {owners[name]} too", manifest)
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    shutil.copyfile(models / name, target)
-                except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                    raise _changed(f"there is no file `{name}`", manifest) from None
+                # Copying a device may never end.
+                if not (models / name).is_file():
+                    raise _changed(f"there is no file `{name}`", manifest)
+                shutil.copyfile(models / name, target)
                 if digest_file(target) != digest:
                     raise _changed(f"`{name}` is not what the manifest says", manifest)
             shutil.copyfile(manifest, temporary / manifest.name)
-        for folder, _, files in os.walk(temporary):
-            for name in files:
+        for folder, _, names in os.walk(temporary):
+            for name in names:
                 _sync(Path(folder, name))
         temporary.chmod(0o755)
         temporary.rename(release)

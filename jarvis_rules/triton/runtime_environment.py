@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jarvis_rules.errors import JarvisError, ToolchainError, UsageError
+from jarvis_rules.formats.input_file import require_regular
 from jarvis_rules.formats.member_frame import END, member_header, padding
 from jarvis_rules.formats.stored_gzip import StoredGzipWriter
 from jarvis_rules.triton.model_folder import model_folders
@@ -52,11 +53,13 @@ BYTECODE = 'import sys; sys.pycache_prefix = f"{sys.prefix}/bytecode"\n'
 def find_requirements(repository: Path) -> list[Path]:
     """Return what the Python models of a repository need, each content once.
 
-    Raises `JarvisError`: `repository.missing`, `runtime-env.nothing` where no model says so.
+    Raises `JarvisError`: `repository.missing`, `runtime-env.nothing` where no model says so,
+    `file.unreadable`.
     """
     found: dict[bytes, Path] = {}
     for folder in model_folders(repository):
         for path in sorted(folder.glob(f"*/{REQUIREMENTS}")):
+            require_regular(path)
             found.setdefault(path.read_bytes(), path)
     if not found:
         raise JarvisError(

@@ -27,7 +27,7 @@ BAD = [
     (
         "nemo2jarvis tniy.nemo",
         2,
-        "error: tniy.nemo: cannot read: No such file or directory [file.missing]",
+        "error: tniy.nemo: no such file [file.missing]",
         "did you mean `tiny.nemo` or `hifi.nemo`?",
     ),
     (
@@ -64,7 +64,7 @@ BAD = [
     (
         "nemo2jarvis --schema laef.yaml tiny.nemo",
         2,
-        "error: laef.yaml: there is no such schema [file.missing]",
+        "error: laef.yaml: no such file [file.missing]",
         "did you mean `leaf.yaml` or `bad.yaml` or `broken.yaml`?",
     ),
     (
@@ -230,6 +230,24 @@ BAD = [
         2,
         "error: unknown GPU `a1000` [gpu.unknown]",
         "did you mean `a100` or `a6000` or `a10`? `jarvis-rules gpus` lists them",
+    ),
+    (
+        "jarvis-deploy tiny.jmir models --gpu a100,l4",
+        2,
+        "error: option `--gpu`: one target each time, got `a100,l4` [gpu.several]",
+        "run once for each, into folders of their own; `a100+l4` is one target",
+    ),
+    (
+        "jarvis-deploy tiny.jmir models --gpu h100 --engine tensorrt_rtx",
+        2,
+        "error: h100 is sm_90: TensorRT-RTX cannot target it [engine.target]",
+        "--engine tensorrt on a machine with that GPU, or --engine onnxruntime, which runs on any",
+    ),
+    (
+        "jarvis-deploy tiny.jmir models --gpu cpu --precision fp61",
+        2,
+        "error: unknown precision `fp61` [precision.unknown]",
+        "did you mean `fp16`? known: bf16, fp16, fp32",
     ),
 ]
 

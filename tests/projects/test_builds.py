@@ -339,3 +339,26 @@ def test_a_model_may_be_made_by_another_builder(project):
     )
     assert project.build().ran() == ALL
     project.scons().assert_up_to_date()
+
+
+def test_a_release_cannot_hold_a_file_that_nobody_listed(project):
+    """A relative environment would lie inside of the repository, which a release replaces."""
+    sconscript = project.folder / "models" / "SConscript"
+    sconscript.write_text(
+        sconscript.read_text().replace(", tiny)", ', tiny, execution_env_path="env.tar.gz")')
+    )
+    project.build("repository")
+    refused = project.scons("deploy", "DEST=live")
+    assert refused.code == 2
+    assert "[deploy.relative-environment]" in refused.stderr
+    assert "hint: give `execution_env_path` as an absolute path on the server" in refused.stderr
+    assert not (project.folder / "live/current").exists()
+    sconscript.write_text(sconscript.read_text().replace("env.tar.gz", "/srv/env.tar.gz"))
+    project.build("deploy", "DEST=live")
+
+
+def test_a_relative_cache_starts_where_scons_does(project):
+    project.environment["JARVIS_CACHE"] = "my-cache"
+    project.build()
+    assert (project.folder / "my-cache" / "cas").is_dir()
+    assert not (project.folder / "models" / "my-cache").exists()

@@ -54,7 +54,7 @@ def test_one_engine_for_two_gpus_when_asked(project):
 
 def test_turing_gets_half_precision(project):
     result = project.build("deploy", "GPU=t4", "ENGINE=tensorrt_rtx")
-    assert "note: t4: precision fp16, all that tensorrt_rtx has" in result.stderr
+    assert "note: t4: precision fp16, the default of tensorrt_rtx there" in result.stderr
     assert result.ran() == sorted([*ALL, "PrecisionConvert"])
     built = engine(project, "t4")
     assert built["precision"] == "fp16"
@@ -134,3 +134,26 @@ def test_the_compiler_runs_in_every_sandbox(project, sandbox):
     result = project.build("engines", "GPU=a100", "ENGINE=tensorrt_rtx")
     (built,) = (a for a in result.actions if a["mnemonic"] == "EngineBuild")
     assert built["peak_memory_mib"] > 100
+
+
+def test_what_is_not_reproducible_is_left_out_of_the_comparison(project):
+    arguments = ("engines", "GPU=a100", "ENGINE=tensorrt_rtx", "CHECK=determinism")
+    result = project.build(*arguments)
+    assert (
+        "note: EngineBuild tiny[a100] not compared: an engine of ranges differs from build to "
+        "build; one with `nn.shape_profiles=static` does not" in result.stderr.splitlines()
+    )
+    assert "compared 3 actions twice: equal bytes" in result.stderr
+    options(project, **{"nn.shape_profiles": "static"})
+    result = project.build(*arguments)
+    assert "compared 4 actions twice: equal bytes" in result.stderr
+    assert "not compared" not in result.stderr
+
+
+def test_a_pipeline_that_asks_for_a_compiler_is_served_on_a_cpu_all_the_same(project):
+    path = project.folder / "models" / "SConscript"
+    path.write_text(path.read_text().replace(", tiny)", ', tiny, engine="tensorrt_rtx")'))
+    result = project.build("deploy", "GPU=cpu,a100")
+    assert "note: cpu: onnxruntime, since tensorrt_rtx is for GPUs" in result.stderr.splitlines()
+    assert engine(project, "cpu")["toolchain"] == "onnxruntime"
+    assert engine(project, "a100")["toolchain"] == "tensorrt_rtx"

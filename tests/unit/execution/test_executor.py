@@ -307,8 +307,11 @@ def test_a_file_in_two_places_must_be_the_same_in_both(executor, probe, file, mo
         executor.run(probe(inputs={"x": FileInput(file), "y": FileInput(file)}))
 
 
-@pytest.mark.parametrize("kind", ["absent", "folder", "pipe", "loop"])
-def test_an_input_that_is_no_file_is_named(executor, probe, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "slug"),
+    [("absent", "missing"), *((kind, "unreadable") for kind in ("folder", "pipe", "loop"))],
+)
+def test_an_input_that_is_no_file_is_named(executor, probe, tmp_path, kind, slug):
     path = tmp_path / "input"
     match kind:
         case "folder":
@@ -317,9 +320,9 @@ def test_an_input_that_is_no_file_is_named(executor, probe, tmp_path, kind):
             os.mkfifo(path)
         case "loop":
             path.symlink_to(path)
-    with pytest.raises(JarvisError, match="cannot read") as caught:
+    with pytest.raises(JarvisError) as caught:
         executor.run(probe(inputs={"x": FileInput(path)}))
-    assert caught.value.where == str(path)
+    assert (caught.value.slug, caught.value.where) == (f"file.{slug}", str(path))
 
 
 def test_a_name_need_not_be_utf_8(executor, probe, tmp_path):

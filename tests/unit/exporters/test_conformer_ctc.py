@@ -17,9 +17,9 @@ from jarvis_rules.errors import IntegrityError, JarvisError
 from jarvis_rules.exporters import (
     _conformer_config,
     _ctc_decoder,
+    _ctc_model,
     _ctc_tokenizer,
     _mel_features,
-    conformer_ctc,
 )
 from jarvis_rules.exporters.conformer_ctc import export_conformer_ctc
 from jarvis_rules.exporters.exporter import export_model
@@ -510,7 +510,7 @@ def test_ignored_keys_and_neutral_values_change_nothing(section, key):
 
 def test_keys_of_training_and_of_the_project_are_ignored():
     model = source("conformer")
-    for key in conformer_ctc.MODEL_KEYS:
+    for key in _ctc_model.KEYS:
         if key.treatment == "ignored":
             model.config[key.name] = {"_target_": "nemo.anything"}
     model.config.update(use_cer=True, model_defaults={"d_model": 9}, log_prediction=True)

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from jarvis_rules.errors import IntegrityError, JarvisError
-from jarvis_rules.exporters import _ctc_decoder, _jasper_config, _mel_features, conv_asr
+from jarvis_rules.exporters import _ctc_decoder, _ctc_model, _jasper_config, _mel_features
 from jarvis_rules.exporters.conv_asr import export_conv_asr
 from jarvis_rules.exporters.exporter import export_model
 
@@ -526,7 +526,7 @@ def test_ignored_keys_have_a_reason_and_change_nothing(section, key):
 def test_keys_of_training_and_of_the_project_are_ignored():
     model = source("quartznet")
     builds = {"_target_": "nemo.anything"}
-    for key in conv_asr.MODEL_KEYS:
+    for key in _ctc_model.KEYS:
         if key.treatment == "ignored":
             model.config[key.name] = builds
     model.config.update(repeat=5, model_defaults={"se": True}, my_notes=["x"])

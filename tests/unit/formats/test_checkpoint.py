@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jarvis_rules.errors import IntegrityError, JarvisError
-from jarvis_rules.formats import checkpoint
+from jarvis_rules.formats import _pickle_machine, checkpoint, torch_zip
 from jarvis_rules.formats.checkpoint import read_checkpoint
 
 # torch 2.13, legacy format: w = arange(6) [2,3], wt = w.T[1:], bf = bfloat16, b = bool, n = 7.
@@ -400,7 +400,7 @@ def test_refuses_malformed_pickles(code: bytes, slug: str) -> None:
 
 
 def test_work_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "MAX_OPCODES", 1000)
+    monkeypatch.setattr(_pickle_machine, "MAX_OPCODES", 1000)
     assert refused(packed(b"\x80\x02" + b"N" * 2000 + b".")).slug == "checkpoint.limit"
     pairs = opcodes([["a", 1]] * 50) + b"\x85q\x000"  # one list, made into a dict again and again
     again = b"ccollections\nOrderedDict\nh\x00R0"
@@ -521,7 +521,7 @@ def test_reads_compressed_entries_within_limits(monkeypatch: pytest.MonkeyPatch)
 
     np.testing.assert_array_equal(read(deflated(SIX.tobytes() * 100))["a"][:6], SIX)
     assert refused(deflated(bytes(8 << 20))).slug == "checkpoint.compression-bomb"
-    monkeypatch.setattr(checkpoint, "MAX_INFLATED_SIZE", 100)
+    monkeypatch.setattr(torch_zip, "MAX_INFLATED_SIZE", 100)
     assert refused(deflated(SIX.tobytes() * 10)).slug == "checkpoint.compression-bomb"
     monkeypatch.undo()
     lying = bytearray(deflated(SIX.tobytes() * 100))

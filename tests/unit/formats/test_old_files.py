@@ -11,8 +11,8 @@ import pytest
 
 from jarvis_rules.errors import IntegrityError
 from jarvis_rules.exporters.exporter import ExportedModel, SourceModel, export_model
-from jarvis_rules.formats.checkpoint import Array
 from jarvis_rules.formats.nemo import modernised, open_nemo
+from jarvis_rules.formats.state_dict import Array
 
 OLD = Path(__file__).parents[2] / "data" / "models" / "old"
 FORMS = sorted(path.stem for path in OLD.glob("*.nemo") if path.stem != "modern")

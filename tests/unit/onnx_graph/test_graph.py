@@ -11,8 +11,7 @@ import onnx
 import pytest
 
 from jarvis_rules.errors import JarvisBug
-from jarvis_rules.onnx_graph import constants
-from jarvis_rules.onnx_graph import graph as graph_module
+from jarvis_rules.onnx_graph import constants, node_graph
 from jarvis_rules.onnx_graph.folding import fold_batch_norm
 from jarvis_rules.onnx_graph.graph import ACTIVATIONS, Graph, Value
 
@@ -283,13 +282,13 @@ def test_misuse_is_our_bug(misuse):
 
 def test_too_large_is_said_before_anything_is_written(monkeypatch):
     graph = sample()
-    monkeypatch.setattr(graph_module, "MAX_BYTES", graph.size() - 1)
+    monkeypatch.setattr(node_graph, "MAX_BYTES", graph.size() - 1)
     file = io.BytesIO()
     assert graph.is_split()
     with pytest.raises(JarvisBug, match=f"not {graph.size()}"):
         graph.write(file)
     assert not file.getvalue()
-    monkeypatch.setattr(graph_module, "MAX_BYTES", graph.size())
+    monkeypatch.setattr(node_graph, "MAX_BYTES", graph.size())
     graph.write(file)
 
 

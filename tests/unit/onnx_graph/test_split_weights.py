@@ -15,7 +15,7 @@ from jarvis_rules.errors import JarvisBug
 from jarvis_rules.execution.delivery import Destination
 from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.key_source import Key
-from jarvis_rules.onnx_graph import graph as graph_module
+from jarvis_rules.onnx_graph import node_graph
 from jarvis_rules.onnx_graph.graph import Graph
 from jarvis_rules.rules.engine_plan import EngineRequest, plan_engines
 from jarvis_rules.rules.engine_rules import assemble_repository, build_engines, check_engines
@@ -28,7 +28,7 @@ WEIGHTS = "model_graph.onnx.data"
 
 @pytest.fixture
 def small_limit(monkeypatch):
-    monkeypatch.setattr(graph_module, "MAX_BYTES", 8000)
+    monkeypatch.setattr(node_graph, "MAX_BYTES", 8000)
 
 
 def large_graph():
@@ -57,7 +57,7 @@ def test_the_results_are_the_same(tmp_path, monkeypatch):
     with (tmp_path / "w.data").open("wb") as file:
         graph.write_weights(file)
     assert (tmp_path / "split.onnx").stat().st_size == size < 8000
-    monkeypatch.setattr(graph_module, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(node_graph, "MAX_BYTES", 1 << 20)
     with (tmp_path / "whole.onnx").open("wb") as file:
         assert not graph.is_split()
         graph.write(file)

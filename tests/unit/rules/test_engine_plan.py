@@ -46,6 +46,30 @@ def test_a_cpu_gets_the_portable_engine_and_nothing_is_said():
     assert chosen.converted() == {}
 
 
+def test_what_a_pipeline_asks_for_by_itself_names_it():
+    with pytest.raises(UsageError) as caught:
+        plan("h100", info=pipeline("tensorrt_rtx"))
+    assert caught.value.where == "pipeline `asr`"
+    with pytest.raises(UsageError) as caught:
+        plan("h100", "tensorrt_rtx")
+    assert caught.value.where is None
+
+
+def test_a_compiler_that_a_pipeline_asks_for_is_for_its_gpus():
+    chosen = plan("cpu", info=pipeline("tensorrt_rtx"))
+    assert chosen.engine.name == "onnxruntime"
+    assert chosen.notes == ("cpu: onnxruntime, since tensorrt_rtx is for GPUs",)
+    with pytest.raises(UsageError, match="compiles for NVIDIA GPUs only"):
+        plan("cpu", "tensorrt_rtx")
+
+
+def test_engines_of_ranges_differ_from_build_to_build():
+    assert "shape_profiles=static" in plan("a100", "tensorrt_rtx").not_reproducible
+    static = pipeline(None, shape_profiles="static")
+    assert plan("a100", "tensorrt_rtx", info=static).not_reproducible is None
+    assert plan().not_reproducible is None
+
+
 def test_auto_says_what_it_took_and_what_else_there_is():
     chosen = plan("a100")
     assert chosen.engine.name == "onnxruntime"

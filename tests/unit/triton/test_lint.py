@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -294,3 +295,18 @@ def test_a_symlinked_repository_is_followed(repository: Path, tmp_path: Path) ->
     assert lint_repository(tmp_path / "current") == []
     shutil.rmtree(repository / "net")
     assert [f.slug for f in lint_repository(tmp_path / "current")] == ["ensemble.unknown-model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("reader/config.pbtxt", "config.missing"),
+        ("reader/1/model.py", "model.file-empty"),
+        ("net/1/model.onnx", "model.file-empty"),
+    ],
+)
+def test_a_pipe_is_a_fault_and_is_not_opened(repository: Path, name: str, slug: str) -> None:
+    (repository / name).unlink()
+    os.mkfifo(repository / name)
+    found = {finding.model: finding.slug for finding in lint_repository(repository)}
+    assert found[name.partition("/")[0]] == slug

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,12 +130,18 @@ def file_for_a_folder(models):
     (models / "asr-am" / "1").touch()
 
 
+def pipe_for_a_file(models):
+    removed(models)
+    os.mkfifo(models / "asr-am" / "1" / "model.onnx")
+
+
 def claimed_twice(models):
     write(models, "tts", {"asr/config.pbtxt": b"another"})
 
 
 @pytest.mark.parametrize(
-    "damage", [edited, removed, folder_for_a_file, file_for_a_folder, claimed_twice]
+    "damage",
+    [edited, removed, folder_for_a_file, file_for_a_folder, pipe_for_a_file, claimed_twice],
 )
 def test_a_damaged_repository_is_refused_and_the_old_release_serves_on(models, tmp_path, damage):
     dest = tmp_path / "dest"
@@ -266,4 +273,16 @@ def test_a_damaged_manifest_removes_nothing(models):
     (models / "asr.repository.json").write_text("{")
     with pytest.raises(IntegrityError):
         remove_pipeline(models, "asr")
+    assert contents(models) == FILES
+
+
+def test_a_manifest_that_is_a_pipe_is_not_opened(models, tmp_path):
+    (models / "asr.repository.json").unlink()
+    os.mkfifo(models / "asr.repository.json")
+    for use in (
+        lambda: publish_release(models, tmp_path / "d"),
+        lambda: remove_pipeline(models, "asr"),
+    ):
+        with pytest.raises(IntegrityError, match="no regular file"):
+            use()
     assert contents(models) == FILES

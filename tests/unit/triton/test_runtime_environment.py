@@ -199,6 +199,15 @@ def test_equal_requirements_count_once(tmp_path: Path) -> None:
     assert find_requirements(tmp_path) == [paths[0], paths[2]]
 
 
+def test_requirements_that_are_a_pipe_are_not_opened(tmp_path: Path) -> None:
+    path = write_requirements(tmp_path, "model", "")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="got not a regular file") as caught:
+        find_requirements(tmp_path)
+    assert caught.value.where == str(path)
+
+
 def run(*arguments: object) -> int:
     parser = ArgumentParser()
     runtime_env.add_parser(parser.add_subparsers(parser_class=ArgumentParser))
