@@ -20,7 +20,7 @@ from jarvis_rules.core.cache_directory import cache_directory
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.core.gpus import detect_gpu, find_gpus, load_gpus
 from jarvis_rules.core.registry import require_known
-from jarvis_rules.engines.engine import PRECISIONS, engine_names, find_engine
+from jarvis_rules.engines.engine import PRECISIONS, engine_names
 from jarvis_rules.errors import JarvisError, UsageError, did_you_mean
 from jarvis_rules.execution.delivery import Destination, delivered_paths
 from jarvis_rules.execution.process import install_signal_handlers
@@ -361,11 +361,7 @@ def _pipeline(
     if engine is not None:
         info = _with_engine(info, engine)
     session.pipelines[name] = info
-    models_served = declared.model_names(name)
-    # An engine's model is served under the name of what runs it, which its options may change.
-    prefixes = [find_engine(known).prefix for known in engine_names()]
-    engines_served = [f"jarvis-{prefix}-{model}" for prefix in prefixes for model in models_served]
-    session.declare_models(name, [*models_served, *engines_served])
+    session.declare_models(name, declared.model_names(name))
     for option in declared.without_effect(options):
         session.console.note(f"pipeline `{name}`: option `{option}` has no effect here")
     _node(env, action, "jmirs")
@@ -391,6 +387,9 @@ def _repository(env: Any, pipeline: PipelineInfo, gpu: GpuTarget) -> Any:
     session: Session = env["JARVIS_SESSION"]
     name, root = pipeline.name, session.out / gpu.name
     plan = plan_engines(pipeline, gpu, session.request)
+    # An engine's model is served under the name of what runs it.
+    models = find_pipeline(pipeline.kind).model_names(name)
+    session.declare_models(name, [f"jarvis-{plan.engine.prefix}-{model}" for model in models])
     for note in plan.notes:
         session.note_once(note)
     graphs = None

@@ -132,7 +132,7 @@ def _add_engine(files: RepositoryFiles, module: Module, model: str, engine: Engi
         config = engine_config(module, model, description)
     else:
         config = runtime_config(module, model, description, engine.compute_capabilities)
-        _carry(files, model, engine.runtime)
+        _carry(files, model, engine.runtime, description["toolchain_version"])
     files.data[f"{model}/config.pbtxt"] = render_config(config)
 
 
@@ -201,15 +201,21 @@ def _add_backend(
     _carry(files, model, backend)
 
 
-def _carry(files: RepositoryFiles, model: str, backend: str) -> None:
-    """Add what makes a model of a runtime module: Triton's entry point and all that it imports."""
+def _carry(
+    files: RepositoryFiles, model: str, backend: str, engine_version: str | None = None
+) -> None:
+    """Add what makes a model of a runtime module: Triton's entry point and all that it imports.
+
+    `engine_version` is the version of the runtime that built the engine that the module runs.
+    """
     carried = carried_modules(backend)
     packages = required_packages(carried)
     shim = _SHIM.format(
         package=_CARRIED, module=backend, packages=packages, requirements=REQUIREMENTS
     )
     files.data[f"{model}/{VERSION}/model.py"] = shim.encode()
-    files.data[f"{model}/{VERSION}/{REQUIREMENTS}"] = render_requirements(packages)
+    engine = None if engine_version is None else (backend, engine_version)
+    files.data[f"{model}/{VERSION}/{REQUIREMENTS}"] = render_requirements(packages, engine)
     folder = f"{model}/{VERSION}/{_CARRIED}"
     files.data[f"{folder}/__init__.py"] = b""
     for name in carried:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from jarvis_rules.engines.engine import engine_names, find_engine
 from jarvis_rules.errors import JarvisBug
 from jarvis_rules.triton.repository import carried_modules
 from jarvis_rules.triton.runtime_requirements import (
@@ -39,6 +43,32 @@ def test_the_order_does_not_matter():
     assert render_requirements(["numpy", "tokenizers"]) == render_requirements(
         ["tokenizers", "numpy"]
     )
+
+
+def test_the_runtime_of_an_engine_is_named_with_the_version_that_built_it():
+    data = render_requirements(["numpy"], ("tensorrt_rtx", "1.7.1.116"))
+    assert entries(data) == entries(render_requirements(["numpy"]))
+    (line,) = [line for line in data.decode().splitlines() if "--no-deps tensorrt" in line]
+    assert line.split()[-2:] == [
+        "tensorrt-rtx-cu13-libs==1.7.1.116",
+        "tensorrt-rtx-cu13-bindings==1.7.1.116",
+    ]
+
+
+def test_every_runtime_module_of_a_toolchain_has_packages():
+    for name in engine_names():
+        if (runtime := find_engine(name).runtime) is not None:
+            assert b"==7.0" in render_requirements([], (runtime, "7.0"))
+    with pytest.raises(JarvisBug, match="runtime module ctc_decoder"):
+        render_requirements([], ("ctc_decoder", "7.0"))
+
+
+def test_the_packages_are_those_of_the_extra():
+    lock = Path(__file__).parents[3] / "requirements" / "tensorrt-rtx.txt"
+    pinned = re.findall(r"^(tensorrt-rtx-[a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE)
+    header = render_requirements([], ("tensorrt_rtx", pinned[0][1])).decode()
+    named = re.findall(r"(tensorrt-rtx-[a-z0-9-]+)==(\S+)", header)
+    assert sorted(named) == sorted(pinned)
 
 
 def test_a_package_that_is_not_locked_is_our_fault():
