@@ -32,7 +32,6 @@ def entry_modules(package: str) -> tuple[str, ...]:
     return tuple(f"{package}.{name}" for name in entry_names(package))
 
 
-@functools.cache
 def load_entry(package: str, name: str, constant: str, kind: type[T]) -> T:
     """Return the entry `name`; JarvisError where its file exposes none or something else."""
     module = importlib.import_module(f"{package}.{name}")

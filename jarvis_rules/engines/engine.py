@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,7 @@ def engine_names() -> tuple[str, ...]:
     return entry_names(_PACKAGE)
 
 
+@functools.cache
 def find_engine(name: str) -> Engine:
     """Return the engine toolchain of that name; UsageError with a suggestion for an unknown one."""
     require_known("engine toolchain", name, engine_names(), "engine.unknown")

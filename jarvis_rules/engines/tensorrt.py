@@ -137,10 +137,10 @@ def _finish(config: Any, engine: Path) -> None:
         file.write(config.get_timing_cache().serialize())
 
 
-def _describe(trt: Any, spec: EngineSpec) -> Mapping[str, Any]:
-    level = str(spec.options.get("hardware_compatibility", "none"))
+def _describe(trt: Any, _: EngineSpec) -> Mapping[str, Any]:
     return {
-        "portable": level.upper() != "NONE",
+        # What `hardware_compatibility` adds to the target is in the lock, which reads the options.
+        "portable": False,
         "executed": "not executed: compiled on the target's GPU",
         "driver_minimum": _DRIVERS[int(trt.__version__.split(".")[0])],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -262,6 +263,7 @@ def pipeline_names() -> tuple[str, ...]:
     return entry_names(_PACKAGE)
 
 
+@functools.cache
 def find_pipeline(kind: str) -> PipelineKind:
     """Return the pipeline kind of that name; UsageError with a suggestion for an unknown one."""
     require_known("pipeline", kind, pipeline_names(), "pipeline.unknown")

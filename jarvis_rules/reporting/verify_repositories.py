@@ -84,7 +84,7 @@ def _find_unlisted(owners: dict[str, Digest], folder: Folder, found: Verificatio
         if slash and top not in ours:
             foreign.add(top)
         else:
-            hint = "remove it, or build again, which removes it"
+            hint = "remove it: nothing of the pipelines needs it"
             found.add(Problem("repository.unlisted", name, "no manifest lists it", hint))
     for top in sorted(foreign):
         found.skip(f"the files of {quoted(top)}", "no manifest lists the folder")

@@ -149,6 +149,7 @@ def check_engines(
                     "exported": f"inputs/{name}/{GRAPH}",
                     "compiled": f"inputs/{_graph_path(plan, name)}",
                     "inputs": f"inputs/{name}/{INPUTS_MEMBER}",
+                    "rounded_as": _rounded_as(plan, name),
                 }
                 for name in plan.precisions
             },
@@ -267,6 +268,12 @@ def _made(
     if with_manifest:
         inputs[manifest] = FileInput(source.manifest)
     return inputs, [source.manifest]
+
+
+def _rounded_as(plan: EnginePlan, name: str) -> str:
+    """Return the precision that an engine's numbers have: sm_75 multiplies in fp16 at best."""
+    precision = plan.precisions[name]
+    return "fp16" if plan.linear_as_convolution and precision == "fp32" else precision
 
 
 def _runs_on_gpu(plan: EnginePlan) -> bool:

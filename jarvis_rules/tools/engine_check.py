@@ -1,8 +1,8 @@
 """EngineCheck: engines, and the graphs they were compiled of, against the exported graphs.
 
 Request: `engines` (manifest) and `engine_files` (folder): input paths; `graphs` {engine:
-`exported`, `compiled` (graphs), `inputs` (document of its inputs): input paths}; `execute`:
-whether this machine can run the engines.
+`exported`, `compiled` (graphs), `inputs` (document of its inputs): input paths; `rounded_as`: the
+precision that its numbers have}; `execute`: whether this machine can run the engines.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _check(
     """Return what the report says of one engine."""
     exported, compiled = Path(graphs["exported"]), Path(graphs["compiled"])
     file = files / name / engine["file"]
-    precision = engine["precision"]
+    precision, rounded_as = engine["precision"], graphs["rounded_as"]
     if compiled == exported and _same(file, exported):
         same = "the engine is the exported graph"
         return {"precision": precision, "comparisons": [], "not_compared": same}
@@ -73,7 +73,7 @@ def _check(
         if expected is None:
             outputs = run_graph(exported, samples, ONNXRUNTIME)
             expected = cut_padding(outputs, dynamic, shares)
-        differences = compare(expected, cut_padding(got, dynamic, shares), precision)
+        differences = compare(expected, cut_padding(got, dynamic, shares), rounded_as)
         _print(name, what, evaluator, differences)
         _require_within(name, engine, what, differences)
         comparisons.append(
@@ -85,7 +85,7 @@ def _check(
         )
 
     if compiled != exported:
-        evaluator = evaluator_for(compiled, precision)
+        evaluator = evaluator_for(compiled, rounded_as)
         compare_with("graph", evaluator, run_graph(compiled, samples, evaluator))
     reason: str | None = None
     if engine["toolchain"] == ONNXRUNTIME:

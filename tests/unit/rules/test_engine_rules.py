@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,18 @@ def test_a_layout_for_a_cpu_is_refused_for_a_gpu():
     with pytest.raises(UsageError, match="lays the graph out for this machine's CPU") as caught:
         build("a100", graph_optimization="all")
     assert caught.value.slug == "engine.cpu-optimization"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+    reason="TensorRT-RTX is not installed",
+)
+def test_turing_in_fp32_is_checked_as_what_its_products_are():
+    pipeline = info(precision="fp32")
+    for gpu, expected in (("t4", "fp16"), ("a100", "fp32")):
+        plan = plan_engines(pipeline, find_gpu(gpu), EngineRequest("tensorrt_rtx"))
+        graphs = engine_rules.convert_graphs(pipeline, plan, Path("g.json"), Path("g"))
+        engines = engine_rules.build_engines(pipeline, plan, graphs, Path("e.json"), Path("e"))
+        check = engine_rules.check_engines(pipeline, plan, graphs, engines, Path("c.json"))
+        request = check.action.spec.request["graphs"]["acoustic_model"]
+        assert request["rounded_as"] == expected

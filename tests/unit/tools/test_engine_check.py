@@ -34,6 +34,7 @@ class Workplace:
                 archive.extract(f"{NAME}/{member}", root / "inputs" / NAME / member)
         self.exported = root / "inputs" / NAME / GRAPH
         self.compiled = self.exported
+        self.precision = "fp32"
 
     def convert(self, precision):
         hints = (self.exported.parent / "precision_hints.json").read_bytes()
@@ -44,6 +45,7 @@ class Workplace:
         )
 
     def build(self, precision="fp32", **options):
+        self.precision = precision
         build_engines(
             {
                 "toolchain": "onnxruntime",
@@ -72,6 +74,7 @@ class Workplace:
                         "exported": str(self.exported.relative_to(self.root)),
                         "compiled": str(self.compiled.relative_to(self.root)),
                         "inputs": f"inputs/{NAME}/inputs.json",
+                        "rounded_as": self.precision,
                     }
                 },
                 "execute": execute,
