@@ -30,14 +30,14 @@ env.Default("deploy")
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published copy with two pipelines: one takes the server's packages, one its own."""
+    """A copy with two pipelines: one takes the server's packages, one those beside its models."""
     folder = tmp_path_factory.mktemp("packed")
     shutil.copy(ROOT / "examples/token_classification/token_classification.nemo", folder)
     (folder / "SConstruct").write_text(SCONSTRUCT)
     environment = {**os.environ, "JARVIS_CACHE": str(folder / "cache")}
-    command = [str(BIN / "scons"), "-Q", "deploy", "GPU=cpu", f"DEST={folder / 'srv'}"]
+    command = [str(BIN / "scons"), "-Q", "deploy", "GPU=cpu"]
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-    return folder / "srv" / "current"
+    return Path(shutil.copytree(folder / "out/cpu/models", folder / "srv"))
 
 
 @pytest.fixture
