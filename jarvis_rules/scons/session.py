@@ -114,6 +114,8 @@ class Session:
         if id(env) not in self._environments:
             own = env.Clone()
             own.Decider(self.decide)
+            # Remembered here, it need not be made for every target.
+            own.get_CacheDir()
             self._environments[id(env)] = env, own
         return self._environments[id(env)][1]
 
