@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 EXIT_OK = 0
 EXIT_BUILD = 1
@@ -41,6 +42,16 @@ class JarvisError(Exception):
         text = f"error: {self} [{self.slug}]"
         return f"{text}\n\nhint: {self.hint}" if self.hint else text
 
+    def to_json(self) -> dict[str, str | None]:
+        """Return what another process makes this error of again: `error_from_json`."""
+        return {
+            "class": type(self).__name__,
+            "message": self.message,
+            "slug": self.slug,
+            "hint": self.hint,
+            "where": self.where,
+        }
+
     def at(self, where: str) -> JarvisError:
         """Return this error with `where` filled in when it is not yet known."""
         if self.where is None:
@@ -75,6 +86,17 @@ class JarvisBug(Exception):  # noqa: N818  (a bug, told apart from every error)
 ERROR_CLASSES: dict[str, type[JarvisError]] = {
     kind.__name__: kind for kind in (JarvisError, UsageError, IntegrityError, ToolchainError)
 }
+
+
+def error_from_json(document: Mapping[str, Any]) -> JarvisError:
+    """Return the error that another process reported with `to_json`."""
+    kind = ERROR_CLASSES.get(document["class"], JarvisError)
+    return kind(
+        document["message"],
+        slug=document["slug"],
+        hint=document["hint"],
+        where=document["where"],
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

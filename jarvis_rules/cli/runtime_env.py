@@ -77,5 +77,5 @@ def run(args: argparse.Namespace) -> int:
     found = find_requirements(args.repository) if args.repository else []
     pack_environment([*found, *args.requirements], args.python, args.out)
     say(f"for servers with Python {args.python}: {args.out.stat().st_size / 1e6:.0f} MB")
-    print(args.out)  # noqa: T201
+    print(args.out)  # noqa: T201  (the result)
     return EXIT_OK

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_rules.engines import _tensorrt_child
-from jarvis_rules.engines.engine import BuiltEngine, EngineSpec
-from jarvis_rules.errors import ERROR_CLASSES, JarvisError
+from jarvis_rules.engines.engine import TIMING_CACHE, BuiltEngine, EngineSpec
+from jarvis_rules.errors import JarvisError, error_from_json
 
 CHILD = (sys.executable, "-m", _tensorrt_child.__name__)
-TIMING_CACHE = "timing.cache"
 
 
 def build_in_child(
@@ -34,8 +33,7 @@ def build_in_child(
 
     Passes the phases on to `spec.report`, and prints the peak memory. JarvisError where the graph
     is refused or the compiler crashes, OSError where a file cannot be read or written; then no file
-    is left. `environment` is added to the
-    child's; its sandbox and limits are this process' own.
+    is left. `environment` is added to the child's; its sandbox and limits are this process' own.
     """
     reader, writer = os.pipe()
     phase, answer = "", {}
@@ -68,7 +66,7 @@ def build_in_child(
     for left in (engine, engine.with_name(TIMING_CACHE)):
         left.unlink(missing_ok=True)
     if "error" in answer:
-        raise _reported(answer["error"]).at(str(spec.graph))
+        raise error_from_json(answer["error"]).at(str(spec.graph))
     if "io" in answer:
         raise OSError(*answer["io"])
     raise _crashed(name, code, phase, peak, "memory" in answer).at(str(spec.graph))
@@ -111,16 +109,6 @@ def _load_built(document: Mapping[str, Any]) -> BuiltEngine:
     )
     tensors = {side: tuple(document[side]) for side in ("inputs", "outputs")}
     return BuiltEngine(**{**document, **tensors, "profiles": profiles})
-
-
-def _reported(document: Mapping[str, Any]) -> JarvisError:
-    kind = ERROR_CLASSES[document["class"]]
-    return kind(
-        document["message"],
-        slug=document["slug"],
-        hint=document["hint"],
-        where=document["where"],
-    )
 
 
 def _crashed(name: str, code: int, phase: str, peak: int, memory: bool) -> JarvisError:

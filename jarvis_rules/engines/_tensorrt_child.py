@@ -67,14 +67,7 @@ def _answer(request: Mapping[str, Any], report: Callable[[str], None]) -> dict[s
     except OSError as error:
         return {"io": [error.errno, error.strerror, error.filename]}
     except JarvisError as error:
-        document = {
-            "class": type(error).__name__,
-            "message": error.message,
-            "slug": error.slug,
-            "hint": error.hint,
-            "where": error.where,
-        }
-        return {"error": document}
+        return {"error": error.to_json()}
 
 
 def _peak() -> int:

@@ -116,7 +116,7 @@ def _compile(
 
 def _log(text: str) -> None:
     """Print to the log of the tool."""
-    print(text, flush=True)  # noqa: T201
+    print(text, flush=True)  # noqa: T201  (the tool's log)
 
 
 def _load(compiler: Compiler) -> Any:

@@ -13,6 +13,8 @@ from jarvis_rules.core.registry import entry_names, load_entry, require_known
 from jarvis_rules.formats.engine_inputs import EngineInput, Scalar
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+TIMING_CACHE = "timing.cache"
+"""What a build times, beside its engine: for a later build to repeat it, and never served."""
 
 
 def _ignore(_: str) -> None:

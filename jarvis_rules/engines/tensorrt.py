@@ -15,10 +15,10 @@ from typing import Any
 
 from jarvis_rules.core.gpu import GpuTarget
 from jarvis_rules.engines._cuda_devices import cuda_devices
-from jarvis_rules.engines._tensorrt_builder import TIMING_CACHE, build_in_child
+from jarvis_rules.engines._tensorrt_builder import build_in_child
 from jarvis_rules.engines._tensorrt_compiler import Compiler
 from jarvis_rules.engines._tensorrt_targets import require_gpu
-from jarvis_rules.engines.engine import BuiltEngine, Engine, EngineSpec
+from jarvis_rules.engines.engine import TIMING_CACHE, BuiltEngine, Engine, EngineSpec
 from jarvis_rules.errors import JarvisError, ToolchainError, UsageError
 from jarvis_rules.formats.engine_inputs import Scalar
 

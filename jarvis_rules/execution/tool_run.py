@@ -14,7 +14,7 @@ from pathlib import Path
 from jarvis_rules.core.action import INPUTS, OUTPUTS, Action, Output
 from jarvis_rules.core.digest import Digest
 from jarvis_rules.core.secret import Secret
-from jarvis_rules.errors import ERROR_CLASSES, JarvisBug, JarvisError
+from jarvis_rules.errors import JarvisBug, JarvisError, error_from_json
 from jarvis_rules.execution.delivery import listed_files
 from jarvis_rules.execution.gpu_devices import find_gpu_devices
 from jarvis_rules.execution.process import (
@@ -171,10 +171,5 @@ def _reported(data: bytes, names: Mapping[str, str]) -> JarvisError:
     def unstaged(text: str | None) -> str | None:
         return None if text is None else pattern.sub(lambda match: staged[match[0]], text)
 
-    kind = ERROR_CLASSES.get(document["class"], JarvisError)
-    return kind(
-        unstaged(document["message"]) or "",
-        slug=document["slug"],
-        hint=unstaged(document["hint"]),
-        where=unstaged(document["where"]),
-    )
+    shown = {name: unstaged(document[name]) for name in ("message", "hint", "where")}
+    return error_from_json({**document, **shown})

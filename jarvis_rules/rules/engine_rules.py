@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 from jarvis_rules.core.action import (
@@ -15,8 +14,10 @@ from jarvis_rules.core.action import (
     StoredInput,
     TreeInput,
 )
+from jarvis_rules.core.cpu import describe_cpu
 from jarvis_rules.core.gpu import CPU
 from jarvis_rules.core.toolchain import find_toolchain
+from jarvis_rules.engines.engine import TIMING_CACHE
 from jarvis_rules.errors import UsageError
 from jarvis_rules.execution.delivery import Destination
 from jarvis_rules.execution.executor import Executed
@@ -28,8 +29,6 @@ from jarvis_rules.rules.providers import CheckInfo, DeclaredAction, FolderInfo, 
 from jarvis_rules.rules.rules import record_of
 
 GRAPH = "model_graph.onnx"
-CPU_FACTS = Path("/proc/cpuinfo")
-_TIMING_CACHE = "timing.cache"
 # A compiler holds some three copies of the weights.
 _COMPILER = Resources(memory_mib=2048)
 
@@ -87,7 +86,7 @@ def build_engines(
     if engine.takes_inputs:
         inputs |= _input_documents(pipeline)
     if plan.timing_cache is not None:
-        inputs[_TIMING_CACHE] = FileInput(plan.timing_cache)
+        inputs[TIMING_CACHE] = FileInput(plan.timing_cache)
         sources.append(plan.timing_cache)
     spec = ActionSpec(
         mnemonic="EngineBuild",
@@ -104,7 +103,7 @@ def build_engines(
                 }
                 for name, precision in plan.precisions.items()
             },
-            "timing_cache": None if plan.timing_cache is None else f"inputs/{_TIMING_CACHE}",
+            "timing_cache": None if plan.timing_cache is None else f"inputs/{TIMING_CACHE}",
             **_cpu_features(plan),
         },
         inputs=inputs,
@@ -309,7 +308,4 @@ def _cpu_features(plan: EnginePlan) -> dict[str, object]:
             where=f"GPU target `{plan.gpu.name}`",
             hint="use `extended`, or build with GPU=cpu",
         )
-    text = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
-    lines = (line.partition(":") for line in text.splitlines())
-    flags = next((value.split() for key, _, value in lines if key.strip() == "flags"), [])
-    return {"cpu": {"machine": platform.machine(), "features": sorted(flags)}}
+    return {"cpu": describe_cpu()}

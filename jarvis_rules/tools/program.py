@@ -44,14 +44,7 @@ def run_tool(work: Callable[[Mapping[str, Any]], None]) -> int:
     try:
         _work(work, request)
     except JarvisError as error:
-        document = {
-            "class": type(error).__name__,
-            "message": error.message,
-            "slug": error.slug,
-            "hint": error.hint,
-            "where": error.where,
-        }
-        Path(ERROR_FILE).write_text(json.dumps(document), encoding="utf-8")
+        Path(ERROR_FILE).write_text(json.dumps(error.to_json()), encoding="utf-8")
         return error.exit_code or EXIT_BUG
     finally:
         _write_peak_memory()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jarvis_rules.engines.engine import find_engine
+from jarvis_rules.engines.engine import TIMING_CACHE, find_engine
 from jarvis_rules.errors import IntegrityError
 from jarvis_rules.formats.archive import open_archive
 from jarvis_rules.formats.jmir import read_pipeline
@@ -27,7 +27,6 @@ from jarvis_rules.triton.repository import (
     write_repository,
 )
 
-TIMING_CACHE = "timing.cache"
 MANIFEST = Path("outputs/repository.json")
 TREE = Path("outputs/models")
 

@@ -40,10 +40,8 @@ COMPUTED: dict[tuple[str, str], tuple[str, ...]] = {
         for kind in ("archive", "nemo")
         for name in ("link", "device", "sparse")
     ),
-    # What a tool reported: a slug of the tool's own code.
-    ("execution/tool_run.py", "_reported"): (),
-    # The same of the process that holds a compiler.
-    ("engines/_tensorrt_builder.py", "_reported"): (),
+    # What another process of ours reported: a slug of its own code.
+    ("errors.py", "error_from_json"): (),
 }
 # `refuse(name, …)` of a tar: the first half is the kind that `open_tar` was given.
 TAR = "formats/tar.py"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jarvis_rules.core import cpu
 from jarvis_rules.core.action import FileInput, MemberInput, TreeInput
 from jarvis_rules.core.gpus import find_gpu
 from jarvis_rules.errors import UsageError
@@ -84,7 +85,7 @@ def test_a_layout_for_this_cpu_has_the_cpu_in_its_key(monkeypatch, tmp_path):
     assert "cpu" not in shareable.request
     other = tmp_path / "cpuinfo"
     other.write_text("processor\t: 0\nflags\t\t: sse2 avx\n")
-    monkeypatch.setattr(engine_rules, "CPU_FACTS", other)
+    monkeypatch.setattr(cpu, "FACTS", other)
     _, elsewhere, *_ = build(graph_optimization="all")
     assert elsewhere.request["cpu"]["features"] == ["avx", "sse2"]
     assert elsewhere.static_key() != engines.static_key()
