@@ -17,7 +17,12 @@ from jarvis_rules.formats.tar import quoted
 from jarvis_rules.reporting.machine import Machine, describe_present, examine_machine
 from jarvis_rules.reporting.repository_folder import list_manifests, read_manifest
 from jarvis_rules.reporting.subject import require_repository
-from jarvis_rules.triton.target_lock import TENSORRT, TENSORRT_RTX, version_numbers
+from jarvis_rules.triton.target_lock import (
+    ONNX_RUNTIME,
+    TENSORRT,
+    TENSORRT_RTX,
+    version_numbers,
+)
 
 _CURRENT = "current"
 
@@ -199,6 +204,11 @@ def _find_notes(manifest: Mapping[str, Any], machine: Machine) -> Iterator[str]:
         yield (
             f"needs {TENSORRT_RTX} {runtimes[TENSORRT_RTX]} in the Python that Triton's Python "
             "backend runs: that was not looked for"
+        )
+    if ONNX_RUNTIME in runtimes:
+        yield (
+            "laid out for the processor that built it (`graph_optimization=all`): whether this one "
+            "has its features was not looked for"
         )
     if TENSORRT in runtimes:
         if not machine.libraries and machine.server is None:

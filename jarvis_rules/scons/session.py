@@ -114,8 +114,9 @@ class Session:
         if id(env) not in self._environments:
             own = env.Clone()
             own.Decider(self.decide)
-            # Remembered here, it need not be made for every target.
-            own.get_CacheDir()
+            # Our targets are not for SCons' cache. Left open, SCons asks for it at every target,
+            # and for its default makes an environment with all compilers that it can find.
+            own.CacheDir(None)
             self._environments[id(env)] = env, own
         return self._environments[id(env)][1]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from jarvis_rules.errors import IntegrityError
 
-TENSORRT, TENSORRT_RTX = "TensorRT", "TensorRT-RTX"
+TENSORRT, TENSORRT_RTX, ONNX_RUNTIME = "TensorRT", "TensorRT-RTX", "ONNX Runtime"
 # Toolchain → what loads its engines.
-_RUNTIMES = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX, "onnxruntime": "ONNX Runtime"}
+_RUNTIMES = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX, "onnxruntime": ONNX_RUNTIME}
 # TensorRT's HardwareCompatibilityLevel AMPERE_PLUS: Ampere, which begins at 8.0, and newer.
 _COMPATIBILITY, _AMPERE_PLUS, _AMPERE = "hardware_compatibility", "ampere_plus", "8.0"
 
